@@ -1,0 +1,67 @@
+# `make help` lists the targets. Each one makes .venv and installs what it needs, once.
+
+PYTHON  ?= python3
+# Hypothesis profile: dev, ci or thorough.
+PROFILE ?= $(or $(TOPK_NP_PROFILE),$(if $(CI),ci,dev))
+# Further options for the command that `make demo` or `make test` runs.
+ARGS    ?=
+
+BIN       := .venv/bin
+installed  = $(1:%=.venv/.installed-%)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two runs of pip in one environment get in each other's way.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=python3.12      the Python that .venv is made with (3.11 or newer)'
+	@echo '  ARGS="--k 8 16 32"     further options for demo and test'
+	@echo '  PROFILE=thorough       how hard the property tests try: dev, ci or thorough'
+
+.PHONY: demo
+demo: $(call installed,demo) ## Run a language model with dense and with top-k attention
+	$(BIN)/python -m topk_np demo $(ARGS)
+
+.PHONY: test
+test: $(call installed,test) ## Run the tests, with branch coverage
+	$(BIN)/python -m pytest -n auto --cov --hypothesis-profile=$(PROFILE) $(ARGS)
+
+.PHONY: lint
+lint: $(call installed,lint) ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: $(call installed,lint) ## Mend what can be mended of style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The tests are checked as well, so what they import has to be there.
+.PHONY: types
+types: $(call installed,lint test) ## Check the types of the package and its tests
+	$(BIN)/mypy
+
+.PHONY: clean
+clean: ## Remove .venv and everything that was made from the sources
+	rm -rf .venv build dist htmlcov .coverage .coverage.*
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed-%: pyproject.toml | $(BIN)/pip
+	@echo 'Installing topk_np[$*] into .venv'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# pip is what venv writes last: where it is missing, the environment is not whole.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'error: no $(PYTHON) found; name a Python >= 3.11 with make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: topk_np needs Python >= 3.11, but $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
+	    'name another with make PYTHON=...' >&2; exit 1; }
+	@echo "Making .venv with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv .venv
