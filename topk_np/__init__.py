@@ -1,0 +1,37 @@
+"""Memory-efficient top-k attention on arrays, forward and backward, for NumPy and CuPy."""
+
+from topk_np._namespace import array_namespace
+from topk_np._vjp import vjp
+from topk_np.attention import (
+    AttentionGrads,
+    topk_attention,
+    topk_attention_bwd,
+    topk_attention_fwd,
+)
+from topk_np.dense.attention import dense_attention, dense_attention_bwd, dense_attention_fwd
+from topk_np.dense.ffn import dense_ffn, dense_ffn_bwd, dense_ffn_fwd
+from topk_np.ffn import FFNGrads, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
+from topk_np.selection import TopK, top_k
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionGrads",
+    "FFNGrads",
+    "TopK",
+    "array_namespace",
+    "dense_attention",
+    "dense_attention_bwd",
+    "dense_attention_fwd",
+    "dense_ffn",
+    "dense_ffn_bwd",
+    "dense_ffn_fwd",
+    "top_k",
+    "topk_attention",
+    "topk_attention_bwd",
+    "topk_attention_fwd",
+    "topk_ffn",
+    "topk_ffn_bwd",
+    "topk_ffn_fwd",
+    "vjp",
+]

@@ -1,0 +1,220 @@
+"""Which array library the inputs belong to, and whether they may be used together."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any  # an array of any library that follows the array API
+Namespace = Any  # that library's functions
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def array_namespace(*arrays: Array) -> Namespace:
+    """
+    The array library that all of `arrays` belong to.
+
+    The library is found from the arrays, never imported for the occasion. NumPy 2 follows the
+    array API by itself; for other libraries the namespace is array-api-compat's.
+
+    Parameters
+    ----------
+    *arrays : array
+        One or more arrays. ``None`` is skipped, so that optional arguments can be passed on.
+
+    Returns
+    -------
+    module
+        Functions of the array API for these arrays.
+
+    Raises
+    ------
+    TypeError
+        If one of them is not an array (a list, a number, a masked array), they come from
+        different libraries, or there is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import array_namespace
+    >>> array_namespace(np.ones(3)).__name__
+    'numpy'
+    """
+    return namespace_of({f"argument {i}": array for i, array in enumerate(arrays)})
+
+
+def namespace_of(named: Mapping[str, Array]) -> Namespace:
+    """Like `array_namespace`, for arrays with the names that errors should mention."""
+    found: dict[str, Namespace] = {}
+    for name, array in named.items():
+        if array is not None:
+            found[name] = _namespace_of_one(name, array)
+    if not found:
+        raise TypeError("expected at least one array, got none")
+    first, *rest = found.items()
+    for name, xp in rest:
+        if xp is not first[1]:
+            raise TypeError(
+                f"{first[0]} and {name} must come from one array library, "
+                f"got {_library(first[1])} and {_library(xp)}"
+            )
+    return first[1]
+
+
+def _namespace_of_one(name: str, array: Array) -> Namespace:
+    if isinstance(array, np.ndarray):
+        if isinstance(array, (np.ma.MaskedArray, np.matrix)):
+            raise TypeError(
+                f"{name} must be a plain array, got {type(array).__name__}, "
+                "whose mask or operators would be ignored"
+            )
+        return np
+    try:
+        if isinstance(array, np.generic):
+            raise TypeError  # array-api-compat takes NumPy's scalars for arrays; we do not
+        return array_api_compat.array_namespace(array, use_compat=None)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an array (NumPy, CuPy or another array API library), "
+            f"got {_shown(array)}"
+        ) from None
+
+
+def check_floats(named: Mapping[str, Array]) -> Namespace:
+    """Check that the named arrays share a library, a device and a floating dtype; return the library.
+
+    ``None`` stands for an argument that was not given.
+    """
+    xp = namespace_of(named)
+    given = {name: array for name, array in named.items() if array is not None}
+    first, array = next(iter(given.items()))
+    for name, other in given.items():
+        if dtype_name(other) not in FLOATS:
+            raise TypeError(
+                f"{name} must have dtype {', '.join(FLOATS[:-1])} or {FLOATS[-1]} in native byte "
+                f"order, got {other.dtype}"
+            )
+        if other.dtype != array.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of {first}, {array.dtype}, got {other.dtype}"
+            )
+        check_device(name, other, first, array)
+    return xp
+
+
+def check_device(name: str, array: Array, like_name: str, like: Array) -> None:
+    """Check that `array` lies on the device of `like`."""
+    if isinstance(array, np.ndarray):
+        return
+    got, wanted = array_api_compat.device(array), array_api_compat.device(like)
+    if got != wanted:
+        raise TypeError(f"{name} must be on the device of {like_name}, {wanted}, got {got}")
+
+
+def check_ndim(name: str, array: Array, least: int, shape: str) -> None:
+    """Check that `array` has at least `least` axes; `shape` says in the legend's letters which."""
+    if array.ndim < least:
+        raise ValueError(
+            f"{name} must have shape {shape}, at least {least} axes, got {tuple(array.shape)}"
+        )
+
+
+def check_same(name: str, got: int, like: str, wanted: int) -> None:
+    """Check that two lengths agree."""
+    if got != wanted:
+        raise ValueError(f"{name} must be equal to {like}, {wanted}, got {got}")
+
+
+def check_integer(name: str, value: object, least: int | None = None) -> int:
+    """Return `value` as an int; refuse booleans, floats and arrays, and what is below `least`."""
+    if isinstance(value, (bool, np.bool_)) or hasattr(value, "shape") and value.shape != ():
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
+    try:
+        if isinstance(value, np.ndarray):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` as a bool; refuse anything that is not one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {_shown(value)}")
+    return bool(value)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of the strings in `choices`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {_listed(choices)}, got {_shown(value)}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {_listed(choices)}, got {value!r}")
+    return value
+
+
+def check_number(name: str, value: object) -> float:
+    """Return `value` as a finite float; refuse booleans, strings and arrays."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a real number, got {_shown(value)}")
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+def dtype_name(array: Array) -> str:
+    """The dtype's name, the same for every library; other byte orders than native keep NumPy's."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+def compute_dtype(xp: Namespace, array: Array) -> Any:
+    """The dtype to compute in: float32 for the half-precision formats, else the array's own."""
+    return xp.float32 if dtype_name(array) in ("float16", "bfloat16") else array.dtype
+
+
+def cast(xp: Namespace, array: Array, dtype: Any) -> Array:
+    """`array` in `dtype`; the array itself where it has it already."""
+    return array if array.dtype == dtype else xp.astype(array, dtype)
+
+
+def plain(array: Array) -> Array:
+    """`array` without a NumPy subclass (memory maps), so that results are plain arrays too."""
+    return np.asarray(array) if isinstance(array, np.ndarray) else array
+
+
+def is_numpy(xp: Namespace) -> bool:
+    """Whether arrays of this namespace are NumPy's."""
+    return xp is np
+
+
+def is_cupy(xp: Namespace) -> bool:
+    """Whether arrays of this namespace are CuPy's."""
+    return "cupy" in sys.modules and array_api_compat.is_cupy_namespace(xp)
+
+
+def _library(xp: Namespace) -> str:
+    return str(xp.__name__.removeprefix("array_api_compat."))
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, choices))
+
+
+def _shown(value: object) -> str:
+    """A value as errors show it: its type, and the value itself where it is short."""
+    shape = getattr(value, "shape", None)
+    if shape is not None and shape != ():
+        return f"an array of shape {tuple(shape)}"
+    text = repr(value)
+    kind = type(value).__name__
+    return f"{text} ({kind})" if len(text) <= 40 else kind

@@ -1,0 +1,243 @@
+"""Top-k attention, forward and backward."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from topk_np import core
+from topk_np._namespace import Array, check_integer
+from topk_np.chunking import check_workers, plan_chunk
+from topk_np.inputs import attention_problem, check_dout
+from topk_np.problem import Problem
+
+
+class AttentionGrads(NamedTuple):
+    """Gradients of attention, each with the shape and dtype of its input."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: Array | None = None
+    """None: no bias was given."""
+
+
+@dataclass(frozen=True)
+class TopKAttentionResiduals:
+    """What `topk_attention_bwd` needs: the inputs, and K scores and K indices a query."""
+
+    problem: Problem
+    kept: core.Kept = field(repr=False)
+    chunk_size: int
+    workers: int | Executor = field(repr=False)
+
+    @property
+    def scores(self) -> Array:
+        """(..., Q, K) scaled scores of the kept keys; -inf in unused slots."""
+        return self.kept.scores
+
+    @property
+    def indices(self) -> Array:
+        """(..., Q, K) int32, ascending; -1 in unused slots."""
+        return self.kept.indices
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept beyond the inputs."""
+        return self.kept.nbytes
+
+
+def topk_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    k: int,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    query_offset: int | Array | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> Array:
+    """
+    Attention in which every query attends to its `k` best-scoring keys.
+
+    Exact for what is kept: the result is that of dense attention restricted to the k keys, and
+    dense attention itself where `k` covers all keys that a query may attend to.
+
+    Parameters
+    ----------
+    query : array (..., Q, D)
+        float16, bfloat16, float32 or float64; half precision is computed in float32.
+    key : array (..., N, D)
+        Same library, device and dtype as `query`. Leading axes broadcast, so grouped and
+        multi-query heads are a key and value with an axis of length 1.
+    value : array (..., N, V)
+        What is averaged.
+    k : int
+        Keys to keep for each query, at least 1. Among equal scores the lower index is kept.
+    mask : bool array, optional
+        Broadcastable to (..., Q, N), True where a query may attend. A masked key is never kept
+        and contributes nothing, even if it is NaN. A query without any allowed key gives 0.
+    is_causal : bool, default False
+        Whether a query attends only to keys at or before its own position. Combines with `mask`.
+    query_offset : int or int array, optional
+        Position of the first query among the keys; an array has one for each of the leading axes.
+        Required with `is_causal` where Q and N differ; 0 where they are equal.
+    scale : float, optional
+        Factor of the scores, by default ``1 / sqrt(D)``.
+    chunk_size : int, optional
+        Queries to work on at once; by default as many as `memory_budget` allows.
+    memory_budget : int, optional
+        Bytes of scratch memory for all workers together, by default 64 MiB.
+    workers : int or concurrent.futures.Executor, optional
+        Threads that share the work, by default one a core; an executor must run threads. Results
+        are bit-identical for any number. Other libraries than NumPy ignore it.
+
+    Returns
+    -------
+    array (..., Q, V)
+        In the dtype, library and device of the inputs.
+
+    Raises
+    ------
+    TypeError
+        If an input is not a floating array, the inputs differ in library, device or dtype, `mask`
+        is not boolean, `k` is not an integer, or `workers` is a process pool.
+    ValueError
+        If shapes do not fit, `k` or `chunk_size` is below 1, `query_offset` is missing, or
+        `memory_budget` is less than one query needs.
+
+    See Also
+    --------
+    dense_attention : the same with every key.
+    topk_attention_fwd : also returns what the backward pass needs.
+
+    Notes
+    -----
+    Time is O(Q N D) for the scores, as in dense attention; memory beyond the inputs is
+    O(Q (k + V)) and one chunk of scores. A NaN or +inf in an allowed score makes its row NaN.
+    Source: Gupta, Dar, Goodman, Ciprut and Berant, *Memory-efficient Transformers via Top-k
+    Attention*, 2021, section 2, arXiv:2106.06899. (Masks there are the other way round.)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import topk_attention
+    >>> key = np.eye(4)
+    >>> topk_attention(5 * key[:1], key, np.arange(8.0).reshape(4, 2), k=1)
+    array([[0., 1.]])
+    """
+    out, _ = topk_attention_fwd(
+        query,
+        key,
+        value,
+        k=k,
+        mask=mask,
+        is_causal=is_causal,
+        query_offset=query_offset,
+        scale=scale,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        workers=workers,
+    )
+    return out
+
+
+def topk_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    k: int,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    query_offset: int | Array | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> tuple[Array, TopKAttentionResiduals]:
+    """
+    `topk_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `topk_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V)
+        What `topk_attention` returns.
+    residuals : TopKAttentionResiduals
+        Scores and indices of the kept keys, K = min(k, N) a query: 8 K bytes a query in float32.
+        The inputs are referred to, not copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import topk_attention_fwd
+    >>> key = np.eye(4)
+    >>> out, residuals = topk_attention_fwd(5 * key[:1], key, key, k=2)
+    >>> residuals.indices, residuals.scores
+    (array([[0, 1]], dtype=int32), array([[2.5, 0. ]]))
+    """
+    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
+    k = check_integer("k", k, least=1)
+    chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    threads = check_workers(workers)
+    out, kept = core.forward(problem, k, chunk, threads)
+    return out, TopKAttentionResiduals(problem, kept, chunk, threads)
+
+
+def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> AttentionGrads:
+    """
+    Gradients of `topk_attention`.
+
+    A key that a query did not keep gets exactly no gradient from it.
+
+    Parameters
+    ----------
+    residuals : TopKAttentionResiduals
+        From `topk_attention_fwd`.
+    dout : array (..., Q, V)
+        Gradient of the loss with respect to the output, in its shape and dtype.
+
+    Returns
+    -------
+    AttentionGrads
+        Gradients of query, key and value, each in the shape of its input: where an axis was
+        broadcast, the sum over it.
+
+    Raises
+    ------
+    TypeError
+        If `residuals` is not from `topk_attention_fwd`, or `dout` has another library, device or
+        dtype than the output.
+    ValueError
+        If the shape of `dout` is not the output's.
+
+    Notes
+    -----
+    Time is O(Q k (D + V)): nothing of size Q x N is computed, not even for one chunk.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import topk_attention_bwd, topk_attention_fwd
+    >>> key = np.eye(4)
+    >>> out, residuals = topk_attention_fwd(5 * key[:1], key, key, k=1)
+    >>> topk_attention_bwd(residuals, np.ones_like(out)).value[:, 0]
+    array([1., 0., 0., 0.])
+    """
+    if not isinstance(residuals, TopKAttentionResiduals):
+        raise TypeError(
+            "residuals must come from topk_attention_fwd, got " + type(residuals).__name__
+        )
+    problem = residuals.problem
+    dout = check_dout(problem.query, problem.out_shape, dout)
+    grads = core.backward(problem, residuals.kept, dout, residuals.chunk_size, residuals.workers)
+    return AttentionGrads(**grads)

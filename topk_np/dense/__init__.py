@@ -1,0 +1,1 @@
+"""The dense functions: every key takes part. What top-k is measured against."""

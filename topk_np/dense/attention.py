@@ -1,0 +1,197 @@
+"""Dense attention, forward and backward: the oracle of `topk_np.attention`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from topk_np._namespace import Array
+from topk_np.attention import AttentionGrads
+from topk_np.chunking import check_workers, plan_chunk
+from topk_np.dense import core
+from topk_np.inputs import attention_problem, check_dout
+from topk_np.problem import Problem
+
+
+@dataclass(frozen=True)
+class DenseAttentionResiduals:
+    """What `dense_attention_bwd` needs: the inputs and nothing else; scores are made again."""
+
+    problem: Problem
+    chunk_size: int
+    workers: int | Executor = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept beyond the inputs."""
+        return 0
+
+
+def dense_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    query_offset: int | Array | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> Array:
+    """
+    Attention over all keys: ``softmax(scale query keyᵀ) value``.
+
+    The oracle of `topk_attention`, with the same options but `k`. Without `chunk_size` and
+    `memory_budget` each head is one chunk of scores (Q, N), as in the textbook; with one of them
+    it is the paper's query chunking, exact and linear in memory.
+
+    Parameters
+    ----------
+    query : array (..., Q, D)
+        float16, bfloat16, float32 or float64; half precision is computed in float32.
+    key : array (..., N, D)
+        Same library, device and dtype as `query`; leading axes broadcast.
+    value : array (..., N, V)
+        What is averaged.
+    mask : bool array, optional
+        Broadcastable to (..., Q, N), True where a query may attend.
+    is_causal : bool, default False
+        Whether a query attends only to keys at or before its own position.
+    query_offset : int or int array, optional
+        Position of the first query; required with `is_causal` where Q and N differ.
+    scale : float, optional
+        Factor of the scores, by default ``1 / sqrt(D)``.
+    chunk_size : int, optional
+        Queries to work on at once.
+    memory_budget : int, optional
+        Bytes of scratch memory, from which the chunk size follows if it is not given.
+    workers : int or concurrent.futures.Executor, optional
+        Threads that share the work, by default one a core.
+
+    Returns
+    -------
+    array (..., Q, V)
+        In the dtype, library and device of the inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_attention`.
+
+    Notes
+    -----
+    Time is O(Q N (D + V)). Memory beyond the inputs is O(chunk_size N) a worker. A masked key
+    contributes nothing even if it is NaN. Query chunking: Gupta et al. 2021, section 2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention
+    >>> dense_attention(np.zeros((1, 2)), np.ones((4, 2)), np.arange(4.0)[:, None])
+    array([[1.5]])
+    """
+    out, _ = dense_attention_fwd(
+        query,
+        key,
+        value,
+        mask=mask,
+        is_causal=is_causal,
+        query_offset=query_offset,
+        scale=scale,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        workers=workers,
+    )
+    return out
+
+
+def dense_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    query_offset: int | Array | None = None,
+    scale: float | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> tuple[Array, DenseAttentionResiduals]:
+    """
+    `dense_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `dense_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V)
+        What `dense_attention` returns.
+    residuals : DenseAttentionResiduals
+        The inputs by reference and nothing else: the backward pass makes the scores again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention_fwd
+    >>> out, residuals = dense_attention_fwd(*[np.ones((2, 3))] * 3)
+    >>> residuals.nbytes
+    0
+    """
+    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
+    threads = check_workers(workers)
+    if chunk_size is None and memory_budget is None:
+        chunk = max(problem.queries, 1)
+    else:
+        chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    out = core.forward(problem, chunk, threads)
+    return out, DenseAttentionResiduals(problem, chunk, threads)
+
+
+def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> AttentionGrads:
+    """
+    Gradients of `dense_attention`.
+
+    Parameters
+    ----------
+    residuals : DenseAttentionResiduals
+        From `dense_attention_fwd`.
+    dout : array (..., Q, V)
+        Gradient of the loss with respect to the output, in its shape and dtype.
+
+    Returns
+    -------
+    AttentionGrads
+        Gradients of query, key and value, each in the shape of its input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_attention_bwd`.
+
+    Notes
+    -----
+    Time is O(Q N (D + V)); memory as in the forward pass, chunk by chunk.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention_bwd, dense_attention_fwd
+    >>> out, residuals = dense_attention_fwd(*[np.ones((2, 3))] * 3)
+    >>> dense_attention_bwd(residuals, np.ones_like(out)).value
+    array([[1., 1., 1.],
+           [1., 1., 1.]])
+    """
+    if not isinstance(residuals, DenseAttentionResiduals):
+        raise TypeError(
+            "residuals must come from dense_attention_fwd, got " + type(residuals).__name__
+        )
+    problem = residuals.problem
+    dout = check_dout(problem.query, problem.out_shape, dout)
+    return AttentionGrads(
+        **core.backward(problem, dout, residuals.chunk_size, residuals.workers)
+    )

@@ -1,0 +1,101 @@
+"""
+The primitives in plain array API calls: the readable definition the other engines are tested against.
+
+Unused slots (see `Selection`) are skipped, never multiplied: 0 x NaN would be NaN.
+"""
+
+from __future__ import annotations
+
+from array_api_compat import device
+
+from topk_np._namespace import Array, array_namespace
+from topk_np.kernels import Selection
+
+
+def select(scores: Array, k: int) -> Selection:
+    """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
+    xp = array_namespace(scores)
+    rows, columns = scores.shape
+    k = min(k, columns)
+    # Two stable sorts, the less important first: by falling value, then NaN before the rest.
+    nan = xp.isnan(scores)
+    order = xp.argsort(xp.where(nan, 0.0, -scores), axis=1, stable=True)
+    after = xp.astype(xp.take_along_axis(~nan, order, axis=1), xp.int32)
+    best = xp.take_along_axis(order, xp.argsort(after, axis=1, stable=True), axis=1)[:, :k]
+
+    taken = xp.take_along_axis(scores, best, axis=1) != -xp.inf
+    best = xp.sort(xp.where(taken, best, columns), axis=1)
+    used = best < columns
+    values = xp.take_along_axis(scores, xp.where(used, best, 0), axis=1) if columns else scores
+    return Selection(
+        xp.where(used, values, -xp.inf),
+        xp.astype(xp.where(used, best, -1), xp.int32),
+        xp.sum(xp.astype(used, xp.int32), axis=1, dtype=xp.int32),
+    )
+
+
+def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
+    """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
+    xp = array_namespace(weights)
+    used, gathered = _gather(indices, counts, values)
+    return xp.sum(xp.where(used[..., None], weights[..., None] * gathered, 0.0), axis=1)
+
+
+def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) -> Array:
+    """(C, K): ``rows[i] . values[indices[i, j]]`` in the used slots, 0 in the others."""
+    xp = array_namespace(rows)
+    used, gathered = _gather(indices, counts, values)
+    return xp.where(used, xp.sum(rows[:, None, :] * gathered, axis=2), 0.0)
+
+
+def scatter_matmul(
+    weights: Array, indices: Array, counts: Array, rows: Array, out: Array
+) -> Array:
+    """`out` (N, V) with ``weights[i, j] * rows[i]`` added to its row ``indices[i, j]``."""
+    xp = array_namespace(weights)
+    columns = xp.arange(out.shape[0], dtype=xp.int32, device=device(indices))[None, :]
+    used = _used(indices, counts)
+    hit = xp.zeros((rows.shape[0], out.shape[0]), dtype=xp.bool, device=device(indices))
+    dense = xp.zeros(hit.shape, dtype=weights.dtype, device=device(indices))
+    for slot in range(indices.shape[1]):
+        here = used[:, slot, None] & (indices[:, slot, None] == columns)
+        hit = hit | here
+        dense = xp.where(here, weights[:, slot, None], dense)
+    return out + masked_matmul(dense.T, hit.T, rows)
+
+
+def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:
+    """
+    ``weights @ values`` over the allowed pairs alone.
+
+    `weights` is 0 where `allowed` is False, so this is the plain product unless a value is NaN or
+    inf: then its column of products is taken by itself, where it is allowed.
+    """
+    xp = array_namespace(weights)
+    finite = xp.isfinite(values)
+    if bool(xp.all(finite)):
+        return weights @ values
+    out = weights @ xp.where(finite, values, 0.0)
+    whole = xp.all(finite, axis=1)
+    for row in range(values.shape[0]):
+        if not bool(whole[row]):
+            there = allowed[:, row, None] & ~finite[None, row, :]
+            out = out + xp.where(there, weights[:, row, None] * values[None, row, :], 0.0)
+    return out
+
+
+def _used(indices: Array, counts: Array) -> Array:
+    xp = array_namespace(indices)
+    slots = xp.arange(indices.shape[1], dtype=xp.int32, device=device(indices))
+    return slots[None, :] < counts[:, None]
+
+
+def _gather(indices: Array, counts: Array, values: Array) -> tuple[Array, Array]:
+    """Which slots are used, and (C, K, V) rows of `values`, arbitrary where a slot is not."""
+    xp = array_namespace(indices)
+    used = _used(indices, counts)
+    shape = (*indices.shape, values.shape[1])
+    if values.shape[0] == 0:
+        return used, xp.zeros(shape, dtype=values.dtype, device=device(values))
+    flat = xp.reshape(xp.where(used, indices, 0), (-1,))
+    return used, xp.reshape(xp.take(values, flat, axis=0), shape)

@@ -1,0 +1,28 @@
+"""
+Products with a matrix (C, N) that has at most K entries in a row.
+
+The matrix is given as weights (C, K), their column indices (C, K) and how many slots of each row
+are in use (C,): see `topk_np.kernels.Selection`.
+"""
+
+from __future__ import annotations
+
+from topk_np._namespace import Array, array_namespace
+from topk_np.kernels import engine
+
+
+def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
+    """The row-sparse matrix times `values` (N, V): (C, V)."""
+    return engine(array_namespace(weights)).gather_matmul(weights, indices, counts, values)
+
+
+def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) -> Array:
+    """The entries of ``rows @ values.T`` (C, V) x (V, N) in the used slots, 0 elsewhere: (C, K)."""
+    return engine(array_namespace(rows)).sampled_matmul(rows, values, indices, counts)
+
+
+def scatter_matmul(
+    weights: Array, indices: Array, counts: Array, rows: Array, out: Array
+) -> Array:
+    """`out` (N, V) plus the transposed row-sparse matrix times `rows` (C, V); in place on NumPy."""
+    return engine(array_namespace(weights)).scatter_matmul(weights, indices, counts, rows, out)

@@ -1,0 +1,121 @@
+"""The k largest entries of each row."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from array_api_compat import device
+
+from topk_np._namespace import (
+    Array,
+    array_namespace,
+    cast,
+    check_floats,
+    check_integer,
+    compute_dtype,
+    plain,
+)
+from topk_np.kernels import Selection, engine
+
+
+class TopK(NamedTuple):
+    """What `top_k` returns."""
+
+    values: Array
+    """(..., k), the input's dtype."""
+    indices: Array
+    """(..., k) int64, positions along the axis."""
+
+
+def select(scores: Array, k: int) -> Selection:
+    """The k best of each row of scores (C, N), ascending by index; -inf means not allowed."""
+    return engine(array_namespace(scores)).select(scores, k)  # type: ignore[no-any-return]
+
+
+def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
+    """
+    The `k` largest values along an axis, and where they are.
+
+    A plain selection: NaN ranks above everything, -inf is a value like any other, and among equal
+    values the lower index is taken first.
+
+    Parameters
+    ----------
+    x : array (..., N)
+        Floating values; N is the length of `axis`.
+    k : int
+        How many to take, at least 1; more than N is taken as N.
+    axis : int, default -1
+        The axis to select along.
+    sorted : bool, default True
+        Largest first, equal values by lower index. If False, in ascending order of index.
+
+    Returns
+    -------
+    TopK
+        ``values`` (..., k) in the dtype of `x` and ``indices`` (..., k) int64, with the k entries
+        on `axis`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not a floating array, or `k` or `axis` is not an integer.
+    ValueError
+        If `k` is below 1, or `axis` is not an axis of `x`.
+
+    Notes
+    -----
+    Time is linear in the size of `x`. Name and order of arguments are those of the array API's
+    draft.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import top_k
+    >>> top_k(np.array([3.0, 1.0, 3.0, 2.0]), 3)
+    TopK(values=array([3., 3., 2.]), indices=array([0, 2, 3]))
+    """
+    xp = check_floats({"x": x})
+    x = plain(x)
+    k = check_integer("k", k, least=1)
+    axis = check_integer("axis", axis)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis must be an axis of x, which has {x.ndim} axes, got {axis}")
+
+    last = xp.moveaxis(x, axis, -1)
+    *lead, length = last.shape
+    scores = xp.reshape(cast(xp, last, compute_dtype(xp, x)), (math.prod(lead), length))
+    values, indices = _select_any(xp, scores, min(k, length))
+    if sorted:
+        # Ascending indices make a stable sort put the lower index first among equals.
+        order = _falling(xp, values)
+        values = xp.take_along_axis(values, order, axis=1)
+        indices = xp.take_along_axis(indices, order, axis=1)
+    shape = (*lead, values.shape[1])
+    return TopK(
+        xp.moveaxis(xp.reshape(cast(xp, values, x.dtype), shape), -1, axis),
+        xp.moveaxis(xp.reshape(xp.astype(indices, xp.int64), shape), -1, axis),
+    )
+
+
+def _select_any(xp: Array, scores: Array, k: int) -> tuple[Array, Array]:
+    """`select`, with -inf as a value like any other."""
+    values, indices, counts = select(scores, k)
+    if k and bool(xp.any(counts < k)):
+        # The free slots go to the first -inf entries: put those in front, take as many as needed.
+        masked_first = xp.argsort(xp.astype(scores != -xp.inf, xp.int8), axis=1, stable=True)
+        slots = xp.arange(k, dtype=xp.int32, device=device(counts))[None, :]
+        free = xp.where(slots < counts[:, None], 0, slots - counts[:, None])
+        fill = xp.astype(xp.take_along_axis(masked_first, xp.astype(free, xp.int64), axis=1), xp.int32)
+        indices = xp.sort(xp.where(slots < counts[:, None], indices, fill), axis=1)
+        values = xp.take_along_axis(scores, xp.astype(indices, xp.int64), axis=1)
+    return values, indices
+
+
+def _falling(xp: Array, values: Array) -> Array:
+    """A stable order of each row: NaN, then falling values."""
+    nan = xp.isnan(values)
+    order = xp.argsort(xp.where(nan, 0.0, -values), axis=1, stable=True)
+    rest = xp.astype(xp.take_along_axis(~nan, order, axis=1), xp.int8)
+    return xp.take_along_axis(order, xp.argsort(rest, axis=1, stable=True), axis=1)
