@@ -87,7 +87,7 @@ def _namespace_of_one(name: str, array: Array) -> Namespace:
 
 
 def check_floats(named: Mapping[str, Array]) -> Namespace:
-    """Check that the named arrays share a library, a device and a floating dtype; return the library.
+    """Check that the named arrays share library, device and floating dtype; return the library.
 
     ``None`` stands for an argument that was not given.
     """
@@ -133,11 +133,9 @@ def check_same(name: str, got: int, like: str, wanted: int) -> None:
 
 def check_integer(name: str, value: object, least: int | None = None) -> int:
     """Return `value` as an int; refuse booleans, floats and arrays, and what is below `least`."""
-    if isinstance(value, (bool, np.bool_)) or hasattr(value, "shape") and value.shape != ():
-        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
     try:
-        if isinstance(value, np.ndarray):
-            raise TypeError
+        if isinstance(value, (bool, np.bool_, np.ndarray)):
+            raise TypeError  # operator.index takes these for integers; we do not
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {_shown(value)}") from None

@@ -47,9 +47,7 @@ def vjp(
         if not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
 
-    def forward_with_pullback(
-        *args: Any, **options: Any
-    ) -> tuple[Array, Callable[[Array], Grads]]:
+    def forward_with_pullback(*args: Any, **options: Any) -> tuple[Array, Callable[[Array], Grads]]:
         out, residuals = fwd(*args, **options)
         return out, lambda dout: bwd(residuals, dout)
 

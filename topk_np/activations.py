@@ -100,9 +100,9 @@ def _erf(xp: Namespace, x: Array) -> Array:
 
         return erf(x)
     if is_cupy(xp):
-        from cupyx.scipy.special import erf
+        from cupyx.scipy import special
 
-        return erf(x)
+        return special.erf(x)
     # exp(-x^2) 2/sqrt(pi) sum over n of 2^n x^(2n+1) / (2n+1)!!: all terms have one sign.
     inside = xp.where(xp.abs(x) > 6, 0.0, x)  # beyond 6 erf is 1 to the last bit
     term = 2 / math.sqrt(math.pi) * inside * xp.exp(-inside * inside)

@@ -1,4 +1,4 @@
-"""How the work is cut into chunks of queries, how many threads share it, and how much they may hold."""
+"""How the work is cut into chunks of queries, and how many threads share it."""
 
 from __future__ import annotations
 

@@ -42,36 +42,32 @@ class Kept:
         return sum(array.nbytes for array in arrays if array is not None)
 
 
-def forward(
-    problem: Problem, k: int, chunk: int, workers: int | Executor
-) -> tuple[Array, Kept]:
+def forward(problem: Problem, k: int, chunk: int, workers: int | Executor) -> tuple[Array, Kept]:
     """The output (..., Q, V) and what is kept for `backward`."""
     xp = problem.xp
     rows_of = (*problem.batch, problem.queries)
     slots = min(k, problem.keys)
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
-    kept = Kept(
-        problem.zeros(*rows_of, slots),
-        problem.zeros(*rows_of, slots, dtype=xp.int32),
-        None if problem.gate is None else problem.zeros(*rows_of, slots),
-    )
+    kept_scores = problem.zeros(*rows_of, slots)
+    kept_indices = problem.zeros(*rows_of, slots, dtype=xp.int32)
+    kept_linear = None if problem.gate is None else problem.zeros(*rows_of, slots)
 
     def work(head: Head, rows: slice) -> None:
         here = (*head, rows, slice(None))
         part = problem.part(head, rows)
         scores, indices, counts, linear = _select(problem, part, head, rows, k)
+        kept_scores[here], kept_indices[here] = scores, indices
         weights = problem.activation.value(scores)
-        if linear is not None:
+        if kept_linear is not None:
+            kept_linear[here] = linear
             weights = weights * linear
-            kept.linear[here] = linear
         piece = gather_matmul(weights, indices, counts, part.value)
         if part.value_bias is not None:
             piece = piece + part.value_bias
         out[here] = cast(xp, piece, out.dtype)
-        kept.scores[here], kept.indices[here] = scores, indices
 
     problem.for_each_chunk(work, chunk, workers)
-    return out, kept
+    return out, Kept(kept_scores, kept_indices, kept_linear)
 
 
 def backward(
@@ -144,7 +140,7 @@ def _select(
 
 
 def _take(xp: Array, matrix: Array, indices: Array, unused: float) -> Array:
-    """``matrix[i, indices[i, j]]`` of (C, N), or of one row (1, N) for all; `unused` at index -1."""
+    """``matrix[i, indices[i, j]]`` of (C, N), or of a row (1, N) for all; `unused` at -1."""
     used = indices >= 0
     if matrix.shape[1] == 0:
         return xp.astype(indices, matrix.dtype)
@@ -157,7 +153,7 @@ def _take(xp: Array, matrix: Array, indices: Array, unused: float) -> Array:
 
 
 def _scatter(weights: Array, indices: Array, counts: Array, rows: Array, total: Array) -> None:
-    """Add a transposed row-sparse product to `total` (N, V), also where the engine makes a new one."""
+    """Add a transposed row-sparse product to `total` (N, V), in place for every engine."""
     updated = scatter_matmul(weights, indices, counts, rows, total)
     if updated is not total:
         total[...] = updated

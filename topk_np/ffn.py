@@ -256,13 +256,11 @@ def ffn_grads(lead: tuple[int, ...], grads: dict[str, Array]) -> FFNGrads:
     """The gradients of a problem under the names and in the shapes of the layer's inputs."""
     x = grads["query"]
     xp = array_namespace(x)
-    biases = [
-        None if name not in grads else grads[name][0, :] for name in ("key_bias", "value_bias")
-    ]
     return FFNGrads(
         xp.reshape(x, (*lead, x.shape[-1])),
         grads["key"],
         grads["value"],
-        *biases,
+        grads["key_bias"][0, :] if "key_bias" in grads else None,
+        grads["value_bias"][0, :] if "value_bias" in grads else None,
         grads.get("gate"),
     )

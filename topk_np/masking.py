@@ -40,7 +40,9 @@ class Mask:
         if self.is_causal:
             where = {"dtype": xp.int64, "device": device(scores)}
             query = xp.arange(rows.start, rows.stop, **where)[:, None] + self._offset(head)
-            scores = xp.where(xp.arange(scores.shape[1], **where)[None, :] <= query, scores, -xp.inf)
+            scores = xp.where(
+                xp.arange(scores.shape[1], **where)[None, :] <= query, scores, -xp.inf
+            )
         return scores
 
     def _offset(self, head: Head) -> int:

@@ -20,8 +20,6 @@ from topk_np.activations import Activation
 from topk_np.chunking import chunks, run
 from topk_np.masking import Head, Mask, of_head
 
-INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")
-
 
 class Part(NamedTuple):
     """The matrices that one chunk of queries of one head needs, in the computing dtype."""
@@ -29,9 +27,9 @@ class Part(NamedTuple):
     query: Array
     key: Array
     value: Array
-    gate: Array | None
-    key_bias: Array | None
-    value_bias: Array | None
+    gate: Array | None = None
+    key_bias: Array | None = None
+    value_bias: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,12 @@ class Problem:
     """Whether the k best are the largest weights by size, not the largest scores."""
 
     @property
+    def inputs(self) -> dict[str, Array]:
+        """The arrays that have a gradient, by name; those not given are left out."""
+        given = ((name, getattr(self, name)) for name in Part._fields)
+        return {name: array for name, array in given if array is not None}
+
+    @property
     def queries(self) -> int:
         """Q, the number of queries of a head."""
         return int(self.query.shape[-2])
@@ -71,7 +75,7 @@ class Problem:
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """(..., Q, V)"""
+        """The shape of the output, (..., Q, V)."""
         return (*self.batch, self.queries, int(self.value.shape[-1]))
 
     @property
@@ -92,14 +96,13 @@ class Problem:
 
     def part(self, head: Head, rows: slice) -> Part:
         """The matrices for some queries of one head."""
-        given = (getattr(self, name) for name in INPUTS)
-        query, *others = (None if array is None else of_head(array, head) for array in given)
-        return Part(
-            *(
-                None if matrix is None else cast(self.xp, matrix, self.dtype)
-                for matrix in (query[rows, :], *others)
-            )
-        )
+        matrices = {
+            name: cast(self.xp, of_head(array, head), self.dtype)
+            for name, array in self.inputs.items()
+            if name != "query"
+        }
+        query = cast(self.xp, of_head(self.query, head)[rows, :], self.dtype)
+        return Part(query, **matrices)
 
     def scores(self, part: Part, head: Head, rows: slice) -> Array:
         """(C, N): what goes into the activation; -inf where a key is masked."""
@@ -137,8 +140,7 @@ class Problem:
         `add` gets the gradients of its head as matrices, to be changed in place. Heads that share
         an input through a broadcast axis are taken one after the other, always in one order.
         """
-        given = {name: array for name in INPUTS if (array := getattr(self, name)) is not None}
-        sums = {name: self.zeros(*array.shape) for name, array in given.items()}
+        sums = {name: self.zeros(*array.shape) for name, array in self.inputs.items()}
 
         def work(group: list[Head]) -> None:
             for head in group:
@@ -147,15 +149,17 @@ class Problem:
                     add(own, head, rows)
 
         run(work, self._groups(), workers if is_numpy(self.xp) else 1)
-        return {name: cast(self.xp, total, given[name].dtype) for name, total in sums.items()}
+        return {name: cast(self.xp, total, self.query.dtype) for name, total in sums.items()}
 
     def _heads(self) -> Iterator[Head]:
         return itertools.product(*map(range, self.batch))
 
     def _groups(self) -> list[list[Head]]:
         """The heads, in groups that share no input with each other."""
-        arrays = [array for name in INPUTS if (array := getattr(self, name)) is not None]
-        full = [(1,) * (len(self.batch) + 2 - array.ndim) + array.shape for array in arrays]
+        full = [
+            (1,) * (len(self.batch) + 2 - array.ndim) + array.shape
+            for array in self.inputs.values()
+        ]
         shared = [any(shape[axis] == 1 for shape in full) for axis in range(len(self.batch))]
         groups: dict[Head, list[Head]] = {}
         for head in self._heads():

@@ -21,8 +21,6 @@ def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) ->
     return engine(array_namespace(rows)).sampled_matmul(rows, values, indices, counts)
 
 
-def scatter_matmul(
-    weights: Array, indices: Array, counts: Array, rows: Array, out: Array
-) -> Array:
+def scatter_matmul(weights: Array, indices: Array, counts: Array, rows: Array, out: Array) -> Array:
     """`out` (N, V) plus the transposed row-sparse matrix times `rows` (C, V); in place on NumPy."""
     return engine(array_namespace(weights)).scatter_matmul(weights, indices, counts, rows, out)

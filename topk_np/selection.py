@@ -107,7 +107,8 @@ def _select_any(xp: Array, scores: Array, k: int) -> tuple[Array, Array]:
         masked_first = xp.argsort(xp.astype(scores != -xp.inf, xp.int8), axis=1, stable=True)
         slots = xp.arange(k, dtype=xp.int32, device=device(counts))[None, :]
         free = xp.where(slots < counts[:, None], 0, slots - counts[:, None])
-        fill = xp.astype(xp.take_along_axis(masked_first, xp.astype(free, xp.int64), axis=1), xp.int32)
+        fill = xp.take_along_axis(masked_first, xp.astype(free, xp.int64), axis=1)
+        fill = xp.astype(fill, xp.int32)
         indices = xp.sort(xp.where(slots < counts[:, None], indices, fill), axis=1)
         values = xp.take_along_axis(scores, xp.astype(indices, xp.int64), axis=1)
     return values, indices

@@ -192,6 +192,4 @@ def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> A
         )
     problem = residuals.problem
     dout = check_dout(problem.query, problem.out_shape, dout)
-    return AttentionGrads(
-        **core.backward(problem, dout, residuals.chunk_size, residuals.workers)
-    )
+    return AttentionGrads(**core.backward(problem, dout, residuals.chunk_size, residuals.workers))

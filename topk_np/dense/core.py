@@ -53,9 +53,7 @@ def backward(
             sums["value_bias"] += xp.sum(dpiece, axis=0, keepdims=True)
         # weights = activation(scores) * linear
         dactivated = dweights if linear is None else dweights * linear
-        dscores = xp.where(
-            allowed, problem.activation.vjp(scores, activated, dactivated), 0.0
-        )
+        dscores = xp.where(allowed, problem.activation.vjp(scores, activated, dactivated), 0.0)
         if linear is not None:
             dlinear = xp.where(allowed, dweights * activated, 0.0)
             _add_product(sums, "gate", dscores, allowed, part.gate, part.query, rows)
@@ -64,9 +62,7 @@ def backward(
         # scores or linear = scale * query keyᵀ + key_bias
         if "key_bias" in sums:
             sums["key_bias"] += xp.sum(dlinear, axis=0, keepdims=True)
-        _add_product(
-            sums, "key", dlinear * problem.scale, allowed, part.key, part.query, rows
-        )
+        _add_product(sums, "key", dlinear * problem.scale, allowed, part.key, part.query, rows)
 
     return problem.sum_gradients(add, chunk, workers)
 

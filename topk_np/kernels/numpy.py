@@ -35,15 +35,10 @@ def select(scores: Array, k: int) -> Selection:
         counts[row] = k
 
     flat = np.flatnonzero(kept)
-    if flat.size == indices.size:
-        used: Any = slice(None)
-        chosen = flat.reshape(rows, k)
-        owner = np.arange(rows)[:, None]
-    else:
-        used = _used(indices, counts)
-        chosen, owner = flat, np.repeat(np.arange(rows), counts)
-    indices[used] = chosen - owner * columns
-    values[used] = scores.reshape(-1)[chosen]
+    used = slice(None) if flat.size == indices.size else _used(indices, counts)
+    owner = np.repeat(np.arange(rows), counts)
+    indices[used] = (flat - owner * columns).reshape(indices[used].shape)
+    values[used] = scores.reshape(-1)[flat].reshape(values[used].shape)
     return Selection(values, indices, counts)
 
 
@@ -79,9 +74,7 @@ def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) ->
 _BLOCK_ROWS = 64  # rows of a chunk whose gathered values are held at once by sampled_matmul
 
 
-def scatter_matmul(
-    weights: Array, indices: Array, counts: Array, rows: Array, out: Array
-) -> Array:
+def scatter_matmul(weights: Array, indices: Array, counts: Array, rows: Array, out: Array) -> Array:
     """`out` (N, V), to which ``weights[i, j] * rows[i]`` is added in its row ``indices[i, j]``."""
     out += _csr(weights, indices, counts, out.shape[0]).T @ rows
     return out
@@ -100,6 +93,5 @@ def _csr(weights: Array, indices: Array, counts: Array, columns: int) -> Any:
     return csr_array((weights.reshape(-1), indices.reshape(-1), ends), shape=(rows, columns))
 
 
-def _used(indices: Array, counts: Array) -> Array:
-    used: Array = np.arange(indices.shape[1]) < counts[:, None]
-    return used
+def _used(indices: Array, counts: Array) -> Any:
+    return np.arange(indices.shape[1]) < counts[:, None]

@@ -1,5 +1,5 @@
 """
-The primitives in plain array API calls: the readable definition the other engines are tested against.
+The primitives in plain array API calls: the readable definition that other engines must meet.
 
 Unused slots (see `Selection`) are skipped, never multiplied: 0 x NaN would be NaN.
 """
@@ -15,7 +15,7 @@ from topk_np.kernels import Selection
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     xp = array_namespace(scores)
-    rows, columns = scores.shape
+    columns = scores.shape[1]
     k = min(k, columns)
     # Two stable sorts, the less important first: by falling value, then NaN before the rest.
     nan = xp.isnan(scores)
@@ -48,9 +48,7 @@ def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) ->
     return xp.where(used, xp.sum(rows[:, None, :] * gathered, axis=2), 0.0)
 
 
-def scatter_matmul(
-    weights: Array, indices: Array, counts: Array, rows: Array, out: Array
-) -> Array:
+def scatter_matmul(weights: Array, indices: Array, counts: Array, rows: Array, out: Array) -> Array:
     """`out` (N, V) with ``weights[i, j] * rows[i]`` added to its row ``indices[i, j]``."""
     xp = array_namespace(weights)
     columns = xp.arange(out.shape[0], dtype=xp.int32, device=device(indices))[None, :]
