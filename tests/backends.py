@@ -1,0 +1,107 @@
+"""The array libraries the suite runs on.
+
+Arrays are made read-only where the library can, and on a device that is not the default where the
+library has one, so that a write to an input or a hidden transfer fails the test that causes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_strict
+import numpy as np
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One array library: how NumPy arrays get there and back, and which dtypes it computes in."""
+
+    name: str
+    xp: Any
+    device: Any
+    dtypes: tuple[str, ...]
+    asarray: Callable[[np.ndarray], Array]
+    to_numpy: Callable[[Array], np.ndarray]
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def arrays(self, *arrays: np.ndarray | None) -> tuple[Array, ...]:
+        """Bring several arrays over; None stays None."""
+        return tuple(None if array is None else self.asarray(array) for array in arrays)
+
+    def options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Bring the arrays among keyword arguments over; other values stay as they are."""
+        return {
+            name: self.asarray(value) if isinstance(value, np.ndarray) else value
+            for name, value in options.items()
+        }
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view: writing to it raises."""
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
+
+
+def _numpy() -> Backend:
+    return Backend(
+        "numpy", np, "cpu", ("float16", "float32", "float64"), read_only, lambda array: array
+    )
+
+
+def _strict() -> Backend:
+    device = array_api_strict.Device("device1")
+    cpu = array_api_strict.Device("CPU_DEVICE")
+    return Backend(
+        "strict",
+        array_api_strict,
+        device,
+        ("float32", "float64"),
+        lambda array: array_api_strict.asarray(array, device=device),
+        lambda array: np.asarray(array.to_device(cpu)),
+    )
+
+
+def _cupy() -> Backend:
+    cupy = importlib.import_module("cupy")
+    return Backend(
+        "cupy",
+        cupy,
+        cupy.cuda.Device(0),
+        ("float16", "float32", "float64"),
+        cupy.asarray,
+        cupy.asnumpy,
+    )
+
+
+def _cupy_usable() -> bool:
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    cupy = importlib.import_module("cupy")
+    try:
+        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return False
+
+
+def selected_backends() -> list[Backend]:
+    """The backends named by TOPK_NP_BACKENDS, or every one that is usable here."""
+    makers = {"numpy": _numpy, "strict": _strict, "cupy": _cupy}
+    chosen = os.environ.get("TOPK_NP_BACKENDS")
+    if chosen is None:
+        names = ["numpy", "strict", *(["cupy"] if _cupy_usable() else [])]
+    else:
+        names = [name.strip() for name in chosen.split(",") if name.strip()]
+    unknown = sorted(set(names) - set(makers))
+    if unknown:
+        raise ValueError(f"TOPK_NP_BACKENDS names {unknown}; allowed: {sorted(makers)}")
+    return [makers[name]() for name in names]

@@ -1,0 +1,216 @@
+"""Slow definitions to compare with, and the one way results are compared.
+
+The functions `*_by_loops` are written with Python floats and three nested loops, so that they share
+nothing with the package: no matrix product, no broadcasting rule, no masking arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, *, size: float = 1.0) -> None:
+    """Assert equality up to rounding, elementwise; shape, dtype, NaN and inf must be the same.
+
+    `size` is about how large the numbers that were added up are: the tolerance is 32 roundings of
+    a number of that size, or of the largest expected one.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    assert actual.dtype == expected.dtype, f"dtype {actual.dtype}, expected {expected.dtype}"
+    finite = np.abs(expected[np.isfinite(expected)])
+    size = max(size, float(finite.max(initial=0)))
+    tolerance = 32 * float(np.finfo(expected.dtype).eps) * size
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def assert_all_close(
+    actual: Sequence[np.ndarray | None],
+    expected: Sequence[np.ndarray | None],
+    *,
+    size: float = 1.0,
+) -> None:
+    """`assert_close` for tuples of gradients; None must face None."""
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert_close(one, other, size=size)
+
+
+def assert_same_bits(actual: np.ndarray | None, expected: np.ndarray | None) -> None:
+    """Assert that two arrays are equal bit by bit, NaN and the sign of zero included."""
+    if actual is None or expected is None:
+        assert actual is expected
+        return
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert actual.tobytes() == expected.tobytes(), (actual, expected)
+
+
+def select_by_sorting(scores: Sequence[float], k: int) -> list[int]:
+    """Indices of the k largest, ascending: lower index first among equals, NaN above all.
+
+    Entries of -inf are masked and never taken.
+    """
+    allowed = [j for j, score in enumerate(scores) if score != -math.inf]
+    return sorted(sorted(allowed, key=lambda j: descending(scores[j], j))[:k])
+
+
+def descending(score: float, index: int) -> tuple[bool, float, int]:
+    """Sort key that puts NaN first, then larger scores, then lower indices."""
+    nan = math.isnan(score)
+    return (not nan, 0.0 if nan else -score, index)
+
+
+def softmax_by_loops(scores: Sequence[float]) -> list[float]:
+    """Softmax of one row; -inf gets weight 0, and a row of nothing else is all zero."""
+    allowed = [score for score in scores if score != -math.inf]
+    if not allowed:
+        return [0.0] * len(scores)
+    if any(math.isnan(score) or score == math.inf for score in allowed):
+        return [0.0 if score == -math.inf else math.nan for score in scores]
+    top = max(allowed)
+    exponentials = [0.0 if score == -math.inf else math.exp(score - top) for score in scores]
+    total = math.fsum(exponentials)
+    return [exponential / total for exponential in exponentials]
+
+
+def _dot(left: np.ndarray, right: np.ndarray) -> float:
+    return math.fsum(float(a) * float(b) for a, b in zip(left, right, strict=True))
+
+
+def allowed_pairs(
+    lead: tuple[int, ...],
+    queries: int,
+    keys: int,
+    *,
+    mask: Any = None,
+    is_causal: bool = False,
+    query_offset: Any = None,
+) -> np.ndarray:
+    """Which key each query may attend to, (..., Q, N), pair by pair."""
+    offsets = np.broadcast_to(0 if query_offset is None else query_offset, lead)
+    shape = (*lead, queries, keys)
+    given = None if mask is None or callable(mask) else np.broadcast_to(mask, shape)
+    allowed = np.zeros(shape, bool)
+    for place in np.ndindex(allowed.shape):
+        *where, i, j = place
+        position = i + int(offsets[tuple(where)])
+        fine = not is_causal or j <= position
+        if callable(mask):
+            fine = fine and bool(mask(np.asarray(position), np.asarray(j)))
+        elif given is not None:
+            fine = fine and bool(given[place])
+        allowed[place] = fine
+    return allowed
+
+
+def attention_by_loops(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    allowed: np.ndarray,
+    scale: float,
+    k: int | None = None,
+) -> np.ndarray:
+    """Attention over the allowed pairs, the k best of them if k is given; float64."""
+    lead = allowed.shape[:-2]
+    queries, keys = allowed.shape[-2:]
+    query, key, value = (
+        np.broadcast_to(array, (*lead, *array.shape[-2:])) for array in (query, key, value)
+    )
+    out = np.zeros((*lead, queries, value.shape[-1]))
+    for *where, i in np.ndindex((*lead, queries)):
+        at = tuple(where)
+        scores = [
+            scale * _dot(query[at][i], key[at][j]) if allowed[at][i, j] else -math.inf
+            for j in range(keys)
+        ]
+        chosen = select_by_sorting(scores, keys if k is None else k)
+        weights = softmax_by_loops([scores[j] for j in chosen])
+        for v in range(value.shape[-1]):
+            out[at][i, v] = math.fsum(
+                weight * float(value[at][j, v]) for weight, j in zip(weights, chosen, strict=True)
+            )
+    return out
+
+
+_ROOT_2 = math.sqrt(2.0)
+_GELU_TANH = math.sqrt(2.0 / math.pi)
+POINTWISE = {
+    "relu": lambda s: max(s, 0.0),
+    "gelu": lambda s: 0.5 * s * (1 + math.erf(s / _ROOT_2)),
+    "gelu_tanh": lambda s: 0.5 * s * (1 + math.tanh(_GELU_TANH * (s + 0.044715 * s**3))),
+    "silu": lambda s: s / (1 + math.exp(-s)),
+    "identity": lambda s: s,
+}
+ACTIVATION_NAMES = (*POINTWISE, "softmax")
+
+
+def activation_by_loops(name: str, scores: Sequence[float]) -> list[float]:
+    """Apply an activation to one row of finite scores."""
+    if name == "softmax":
+        return softmax_by_loops(scores)
+    return [POINTWISE[name](score) for score in scores]
+
+
+def hidden_by_loops(
+    x: np.ndarray,
+    keys: np.ndarray,
+    activation: str,
+    *,
+    key_bias: np.ndarray | None = None,
+    gate: np.ndarray | None = None,
+    units: Sequence[int] | None = None,
+) -> tuple[list[float], list[float]]:
+    """Scores that go into the activation, and the units' values h, of one token.
+
+    With `units` only those take part, which matters to softmax.
+    """
+    units = range(len(keys)) if units is None else units
+    linear = [_dot(x, keys[j]) + (0.0 if key_bias is None else float(key_bias[j])) for j in units]
+    if gate is None:
+        return linear, activation_by_loops(activation, linear)
+    scores = [_dot(x, gate[j]) for j in units]
+    active = activation_by_loops(activation, scores)
+    return scores, [a * b for a, b in zip(active, linear, strict=True)]
+
+
+def ffn_by_loops(
+    x: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    *,
+    k: int | None = None,
+    activation: str = "relu",
+    key_bias: np.ndarray | None = None,
+    value_bias: np.ndarray | None = None,
+    gate: np.ndarray | None = None,
+    select: str = "score",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Feed-forward layer in float64, and the units taken, (..., K), ascending."""
+    size = len(keys) if k is None else min(k, len(keys))
+    out = np.zeros((*x.shape[:-1], values.shape[-1]))
+    taken = np.zeros((*x.shape[:-1], size), np.int64)
+    for at in itertools.product(*map(range, x.shape[:-1])):
+        scores, hidden = hidden_by_loops(x[at], keys, activation, key_bias=key_bias, gate=gate)
+        ranked = scores if select == "score" else [abs(h) for h in hidden]
+        units = select_by_sorting(ranked, size)
+        _, hidden = hidden_by_loops(
+            x[at], keys, activation, key_bias=key_bias, gate=gate, units=units
+        )
+        taken[at] = units
+        for v in range(values.shape[-1]):
+            bias = 0.0 if value_bias is None else float(value_bias[v])
+            out[at][v] = bias + math.fsum(
+                h * float(values[j, v]) for h, j in zip(hidden, units, strict=True)
+            )
+    return out, taken
