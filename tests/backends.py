@@ -58,6 +58,9 @@ def _numpy() -> Backend:
     )
 
 
+NUMPY = _numpy()
+
+
 def _strict() -> Backend:
     device = array_api_strict.Device("device1")
     cpu = array_api_strict.Device("CPU_DEVICE")
@@ -95,7 +98,7 @@ def _cupy_usable() -> bool:
 
 def selected_backends() -> list[Backend]:
     """The backends named by TOPK_NP_BACKENDS, or every one that is usable here."""
-    makers = {"numpy": _numpy, "strict": _strict, "cupy": _cupy}
+    makers = {"numpy": lambda: NUMPY, "strict": _strict, "cupy": _cupy}
     chosen = os.environ.get("TOPK_NP_BACKENDS")
     if chosen is None:
         names = ["numpy", "strict", *(["cupy"] if _cupy_usable() else [])]

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import topk_np
-from tests.backends import Array, Backend, selected_backends
+from tests.backends import NUMPY, Array, Backend
 from tests.strategies import AttentionProblem, FFNProblem
-
-NUMPY = next((xp for xp in selected_backends() if xp.name == "numpy"), selected_backends()[0])
 
 
 class Run(NamedTuple):

@@ -55,6 +55,14 @@ def assert_same_bits(actual: np.ndarray | None, expected: np.ndarray | None) -> 
     assert actual.tobytes() == expected.tobytes(), (actual, expected)
 
 
+def sum_to_shape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sum over the axes along which an array of `shape` was broadcast to get to this one's."""
+    aligned = (1,) * (array.ndim - len(shape)) + shape
+    axes = tuple(axis for axis, length in enumerate(aligned) if length == 1)
+    summed: np.ndarray = array.sum(axis=axes, keepdims=True)
+    return summed.reshape(shape)
+
+
 def select_by_sorting(scores: Sequence[float], k: int) -> list[int]:
     """Indices of the k largest, ascending: lower index first among equals, NaN above all.
 

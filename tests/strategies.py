@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -19,6 +20,11 @@ from tests.backends import Array, Backend
 from tests.oracles import ACTIVATION_NAMES, allowed_pairs
 
 seeds = st.integers(0, 2**32 - 1)
+
+
+def few_examples() -> settings:
+    """A third of the profile's examples, for tests that are slow or draw little."""
+    return settings(max_examples=max(3, settings().max_examples // 3))
 
 
 @st.composite
@@ -140,11 +146,9 @@ class AttentionProblem:
 
 
 @st.composite
-def leading_axes(draw: st.DrawFn, *, most: int = 2) -> tuple[tuple[int, ...], ...]:
+def leading_axes(draw: st.DrawFn) -> tuple[tuple[int, ...], ...]:
     """Leading axes of query, key and value that broadcast, and what they broadcast to."""
-    shapes = draw(
-        hnp.mutually_broadcastable_shapes(num_shapes=3, min_dims=0, max_dims=most, max_side=3)
-    )
+    shapes = draw(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=2, max_side=2))
     return (*shapes.input_shapes, shapes.result_shape)
 
 
