@@ -1,0 +1,127 @@
+"""The command line: ``python -m topk_np COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from topk_np import __version__
+
+EXTRAS = {"gguf": "demo", "matplotlib": "demo", "tokenizers": "demo", "tqdm": "demo"}
+
+
+class CommandError(Exception):
+    """What the user should be told in one line; the exit code is 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage that argparse would put before it."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None, /) -> int:
+    """
+    Run a command and return the exit code: 0, 2 for an error of use, 130 when interrupted.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+    """
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.run
+    try:
+        command(options)
+    except KeyboardInterrupt:
+        return 130
+    except CommandError as error:
+        return _fail(options.name, str(error))
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        return _fail(
+            options.name,
+            f"the package {error.name} is missing: pip install 'topk_np[{EXTRAS[error.name]}]'",
+        )
+    return 0
+
+
+def _fail(name: str, message: str) -> int:
+    print(f"topk_np {name}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="topk_np", description="Exact top-k attention in NumPy.")
+    parser.add_argument("--version", action="version", version=f"topk_np {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    fetch = commands.add_parser("fetch", help="download pretrained weights into the cache folder")
+    fetch.add_argument("weights", help="their name: smollm2")
+    fetch.set_defaults(run=_fetch, name="fetch")
+
+    demo = commands.add_parser(
+        "demo",
+        help="a pretrained language model, dense and with top-k attention",
+        description="Run SmolLM2-135M on real text, dense and with top-k attention: a table of "
+        "quality, memory and time, a pass key to be found, and a plot.",
+    )
+    demo.add_argument(
+        "--k",
+        type=_at_least(1),
+        nargs="+",
+        default=[8, 16, 32, 64, 128],
+        metavar="K",
+        help="keys kept for each query (8 16 32 64 128); 64 is always among them",
+    )
+    demo.add_argument("--tokens", type=_at_least(1), default=1024, help="length of the text (1024)")
+    for name, default, text in (
+        ("--text", None, "a text to read instead of Python's documentation"),
+        ("--weights", None, "a GGUF file of a Llama model to run instead of SmolLM2"),
+        ("--plot", Path("topk_np_demo.png"), "where to save the plot (topk_np_demo.png)"),
+    ):
+        demo.add_argument(name, type=Path, default=default, metavar="FILE", help=text)
+    demo.set_defaults(run=_demo, name="demo")
+    return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+        return number
+
+    return parse
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from topk_np.models.fetch import FetchError, fetch
+
+    try:
+        print(fetch(options.weights))
+    except (FetchError, ValueError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from topk_np import demo
+    from topk_np.models.fetch import FetchError
+
+    try:
+        demo.run(
+            ks=options.k,
+            tokens=options.tokens,
+            text=options.text,
+            weights=options.weights,
+            plot=options.plot,
+        )
+    except (FetchError, demo.DemoError) as error:
+        raise CommandError(str(error)) from error

@@ -1,0 +1,177 @@
+"""What the demo measures: quality, kept softmax mass, memory and time, and a hidden pass key."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from topk_np import dense_attention
+from topk_np.diagnostics import kept_mass
+from topk_np.models.bpe import ByteBPE
+from topk_np.models.checkpoint import Model
+from topk_np.models.llama import (
+    CHUNK,
+    Array,
+    LlamaParams,
+    NextTokens,
+    causal_attention,
+    forward,
+    next_tokens,
+)
+
+PASS_KEY = "71853"
+PASS_KEY_K = 64  # always among the k that are tried
+FFN_SHARE = 3  # the feed-forward setting keeps one unit in so many
+
+Tick = Callable[[], object]  # called once a layer
+Heads = tuple[Array, Array, Array]  # query, key, value of one attention layer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """
+    A text with a pass key hidden in its middle, and at its end a question about it and the answer.
+
+    One pass over it measures both how well the text is foreseen and what the question is answered
+    with: the most probable token at each digit of the answer, given the right digits before it.
+    They are all right if and only if greedy generation would write the key.
+    """
+
+    ids: np.ndarray
+    """(Q,) token ids."""
+    is_text: np.ndarray
+    """(Q - 1,) bool: which tokens, from the second on, are the text's own."""
+    digits: int
+    """How many tokens at the end are the answer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `attention_k` and `ffn_k` are None where that part is dense."""
+
+    attention_k: int | None
+    ffn_k: int | None
+    keys_kept: float  # share of all (query, key) pairs that causal attention allows
+    mass_kept: float  # share of the dense softmax mass
+    perplexity: float
+    accuracy: float
+    scratch: int  # bytes of attention beyond its inputs and its output, at the peak
+    seconds: float
+    answer: str  # what the pass key was taken for
+
+
+def make_prompt(tokenizer: ByteBPE, text: np.ndarray, /) -> Prompt:
+    """Hide the pass key in a text of (Q,) tokens, cut at its end to keep the length."""
+    note = tokenizer.encode(
+        f"\n\nThe pass key is {PASS_KEY}. Remember it. {PASS_KEY} is the pass key.\n\n"
+    )
+    question = tokenizer.encode(f"\n\nWhat is the pass key? The pass key is {PASS_KEY}")
+    room = len(text) - len(note) - len(question)
+    pieces = [text[: room // 2], note, text[room // 2 : room], question]
+    lengths = [len(piece) for piece in pieces]
+    is_text = np.repeat([True, False, True, False], lengths)
+    return Prompt(np.concatenate(pieces), is_text[1:], len(tokenizer.encode(PASS_KEY)))
+
+
+def chosen_ks(ks: Sequence[int], /) -> list[int]:
+    """The k to try, largest first."""
+    return sorted({*ks, PASS_KEY_K}, reverse=True)
+
+
+def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[Row]:
+    """
+    Run the model dense, with each k in attention, and with top-k feed-forward layers.
+
+    `tick` is called (len(ks) + 2) times the number of layers.
+    """
+    masses: list[Array] = []
+    heads: list[Heads] = []
+
+    def observe(query: Array, key: Array, value: Array) -> None:
+        mass = kept_mass(query, key, k=ks, is_causal=True, chunk_size=CHUNK)
+        masses.append(np.mean(mass, axis=(1, 2, 3)))
+        heads[:] = [(query, key, value)]
+
+    units = model.params.layers[0].gate.shape[0]
+    settings: list[tuple[int | None, int | None]] = [
+        (None, None),
+        *((k, None) for k in ks),
+        (None, max(1, units // FFN_SHARE)),
+    ]
+    measured: list[tuple[NextTokens, float]] = []
+    for attention_k, ffn_k in settings:
+        watch = None if measured else observe
+        measured.append(_timed_run(model.params, prompt, attention_k, ffn_k, tick, watch))
+
+    mass_kept = dict(zip(ks, np.mean(masses, axis=0), strict=True))
+    rows = []
+    for (attention_k, ffn_k), (seen, seconds) in zip(settings, measured, strict=True):
+        hits = seen.best == prompt.ids[1:]
+        rows.append(
+            Row(
+                attention_k=attention_k,
+                ffn_k=ffn_k,
+                keys_kept=_keys_kept(len(prompt.ids), attention_k),
+                mass_kept=1.0 if attention_k is None else float(mass_kept[attention_k]),
+                perplexity=float(np.exp(np.mean(seen.loss[prompt.is_text]))),
+                accuracy=float(np.mean(hits[prompt.is_text])),
+                scratch=attention_scratch(heads[0], attention_k),
+                seconds=seconds,
+                answer=model.tokenizer.decode(seen.best[-prompt.digits :]),
+            )
+        )
+    return rows
+
+
+def attention_scratch(heads: Heads, k: int | None, /) -> int:
+    """
+    Peak bytes that one call of causal attention holds beyond its inputs and its output.
+
+    Dense attention (`k` None) is the textbook's: all scores of a head at once.
+    """
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        if k is None:
+            out = dense_attention(*heads, is_causal=True)
+        else:
+            out = causal_attention(*heads, k=k)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return int(peak - before - out.nbytes)
+
+
+def _timed_run(
+    params: LlamaParams,
+    prompt: Prompt,
+    attention_k: int | None,
+    ffn_k: int | None,
+    tick: Tick,
+    observe: Callable[[Array, Array, Array], None] | None,
+) -> tuple[NextTokens, float]:
+    """One pass over the prompt, and its seconds without those of `observe`."""
+    observing = 0.0
+
+    def attention(query: Array, key: Array, value: Array) -> Array:
+        nonlocal observing
+        tick()
+        if observe is not None:
+            start = perf_counter()
+            observe(query, key, value)
+            observing += perf_counter() - start
+        return causal_attention(query, key, value, k=attention_k)
+
+    start = perf_counter()
+    hidden = forward(params, prompt.ids, ffn_k=ffn_k, attention=attention)
+    seen = next_tokens(params, hidden, prompt.ids)
+    return seen, perf_counter() - start - observing
+
+
+def _keys_kept(tokens: int, k: int | None) -> float:
+    allowed = np.arange(1, tokens + 1)
+    return float(np.sum(allowed if k is None else np.minimum(allowed, k)) / np.sum(allowed))
