@@ -69,7 +69,7 @@ def _strict() -> Backend:
         array_api_strict,
         device,
         ("float32", "float64"),
-        lambda array: array_api_strict.asarray(array, device=device),
+        lambda array: array_api_strict.asarray(read_only(array), device=device),
         lambda array: np.asarray(array.to_device(cpu)),
     )
 

@@ -131,7 +131,7 @@ class AttentionProblem:
         size = (1 + score) * (1 + value + dweight) * max(1.0, scale * max(query, key))
         return float(size)
 
-    def astype(self, dtype: str) -> AttentionProblem:
+    def astype(self, dtype: Any) -> AttentionProblem:
         """The same problem, its arrays rounded to another dtype."""
         query, key, value, dout = (a.astype(dtype) for a in (*self.arrays, self.dout))
         return replace(self, query=query, key=key, value=value, dout=dout)
@@ -240,7 +240,7 @@ class FFNProblem:
         hidden = (width * x * max(keys, gate)) ** 2
         return float(len(self.keys) * hidden * values * dout * value_width)
 
-    def astype(self, dtype: str) -> FFNProblem:
+    def astype(self, dtype: Any) -> FFNProblem:
         """The same problem, its arrays rounded to another dtype."""
         x, keys, values, dout = (a.astype(dtype) for a in (*self.arrays, self.dout))
         optional: dict[str, Any] = {

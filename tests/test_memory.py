@@ -1,0 +1,124 @@
+"""Beyond inputs and results, memory stays within the budget: nothing of Q x N elements exists."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+import topk_np
+from tests.strategies import AttentionProblem, FFNProblem
+
+MIB = 2**20
+LENGTH = 4096  # of queries and keys: a byte for each pair is 16 MiB
+Result = TypeVar("Result")
+
+
+def measured(function: Callable[[], Result]) -> tuple[Result, int]:
+    """What a function returns, and the bytes that NumPy held at most while it ran."""
+    tracemalloc.start()
+    try:
+        result = function()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def nbytes(*arrays: np.ndarray | None) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def assert_within(peak: int, results: int, budget: int) -> None:
+    """Assert the promise of DESIGN: 1.15 of what is returned, and the budget."""
+    assert peak <= 1.15 * results + budget, f"{peak / MIB:.1f} MiB for {results / MIB:.1f} MiB"
+
+
+def attention_problem(scores: str = "random") -> AttentionProblem:
+    rng = np.random.default_rng(0)
+
+    def normal(width: int) -> np.ndarray:
+        return rng.standard_normal((LENGTH, width)).astype(np.float32)
+
+    query = normal(16) * (scores == "random")
+    return AttentionProblem(query, normal(16), normal(16), normal(16), k=8)
+
+
+def warm_up() -> None:
+    """Import what loads on first use, so that modules are not counted."""
+    x = np.ones((2, 2), np.float32)
+    out, residuals = topk_np.topk_attention_fwd(x, x, x, k=1)
+    topk_np.topk_attention_bwd(residuals, out)
+    topk_np.topk_ffn(x, x, x, k=1, activation="gelu")
+
+
+@pytest.mark.parametrize(
+    ("scores", "masks", "workers"),
+    [("random", {}, 1), ("random", {"is_causal": True}, 2), ("all equal", {}, 2)],
+    ids=["random", "causal", "all-equal"],
+)
+def test_topk_attention_stays_within_its_budget(
+    scores: str, masks: dict[str, Any], workers: int
+) -> None:
+    problem = replace(attention_problem(scores), **masks)
+    budget = 8 * MIB
+    warm_up()
+    options = {**problem.options, "memory_budget": budget, "workers": workers}
+    (out, residuals), peak = measured(
+        lambda: topk_np.topk_attention_fwd(*problem.arrays, **options)
+    )
+    assert residuals.nbytes == LENGTH * 8 * 8
+    assert_within(peak, nbytes(out) + residuals.nbytes, budget)
+    grads, peak = measured(lambda: topk_np.topk_attention_bwd(residuals, problem.dout))
+    assert_within(peak, nbytes(*grads), budget)
+
+
+def test_dense_attention_with_a_budget_stays_within_it() -> None:
+    problem = attention_problem()
+    budget = 8 * MIB
+    warm_up()
+    options = {**problem.dense_options, "memory_budget": budget, "workers": 2}
+    (out, residuals), peak = measured(
+        lambda: topk_np.dense_attention_fwd(*problem.arrays, **options)
+    )
+    assert_within(peak, nbytes(out), budget)
+    grads, peak = measured(lambda: topk_np.dense_attention_bwd(residuals, problem.dout))
+    assert_within(peak, nbytes(*grads), budget)
+
+
+@pytest.mark.parametrize("select", ["score", "activation"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_topk_ffn_stays_within_its_budget(select: str, gated: bool) -> None:
+    problem = attention_problem()
+    layer = FFNProblem(
+        problem.query,
+        problem.key,
+        problem.value,
+        problem.dout,
+        k=8,
+        activation="gelu",
+        gate=problem.key[::-1] if gated else None,
+        select=select,
+    )
+    budget = 8 * MIB
+    warm_up()
+    options = {**layer.options, "memory_budget": budget, "workers": 2}
+    (out, residuals), peak = measured(lambda: topk_np.topk_ffn_fwd(*layer.arrays, **options))
+    assert_within(peak, nbytes(out) + residuals.nbytes, budget)
+    grads, peak = measured(lambda: topk_np.topk_ffn_bwd(residuals, layer.dout))
+    assert_within(peak, nbytes(*grads), budget)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_least_budget_named_in_the_error_works_and_one_byte_less_does_not(dtype: str) -> None:
+    problem = replace(attention_problem().astype(dtype), k=4)
+    inputs = (problem.query[:3], problem.key, problem.value)
+    with pytest.raises(ValueError, match="memory_budget must be at least") as error:
+        topk_np.topk_attention(*inputs, k=4, memory_budget=1)
+    least = int(next(word for word in str(error.value).split() if word.isdigit()))
+    assert topk_np.topk_attention(*inputs, k=4, memory_budget=least).shape == (3, 16)
+    with pytest.raises(ValueError, match=f"at least {least} .*got {least - 1}"):
+        topk_np.topk_attention(*inputs, k=4, memory_budget=least - 1)
