@@ -28,7 +28,8 @@ demo: $(call installed,demo) ## Run a language model with dense and with top-k a
 
 .PHONY: test
 test: $(call installed,test) ## Run the tests, with branch coverage
-	$(BIN)/python -m pytest -n auto --cov --hypothesis-profile=$(PROFILE) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal \
+	  --cov --hypothesis-profile=$(PROFILE) $(ARGS)
 
 .PHONY: lint
 lint: $(call installed,lint) ## Check style and formatting
