@@ -1,0 +1,159 @@
+"""The public face: names, signatures that go together, a light import, docstrings that run."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import topk_np
+
+TRIOS = ("dense_attention", "dense_ffn", "topk_attention", "topk_ffn")
+PUBLIC = sorted(
+    [
+        *(f"{name}{suffix}" for name in TRIOS for suffix in ("", "_bwd", "_fwd")),
+        "AttentionGrads",
+        "FFNGrads",
+        "TopK",
+        "array_namespace",
+        "top_k",
+        "vjp",
+    ]
+)
+HEAVY = ("scipy", "matplotlib", "cupy", "tokenizers", "gguf", "tqdm")
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(topk_np.__path__, "topk_np.")
+    if not module.name.endswith("__main__")
+)
+
+
+def parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Names of a function's parameters with their kind and default."""
+    found = inspect.signature(function).parameters.values()
+    return {parameter.name: (parameter.kind, parameter.default) for parameter in found}
+
+
+def test_the_public_names_are_those_of_the_design() -> None:
+    assert topk_np.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert hasattr(topk_np, name)
+
+
+def test_nothing_but_modules_and_public_names_is_reachable() -> None:
+    others = {
+        name
+        for name, thing in vars(topk_np).items()
+        if not name.startswith("_") and not inspect.ismodule(thing)
+    }
+    assert others == set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", TRIOS)
+def test_the_functions_of_a_trio_take_the_same_arguments(name: str) -> None:
+    function, fwd, bwd = (getattr(topk_np, name + suffix) for suffix in ("", "_fwd", "_bwd"))
+    assert parameters(function) == parameters(fwd)
+    positional = inspect.Parameter.POSITIONAL_ONLY
+    assert [(p, kind) for p, (kind, _) in parameters(bwd).items()] == [
+        ("residuals", positional),
+        ("dout", positional),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("attention", {"k"}), ("ffn", {"k", "select"})], ids=["attention", "ffn"]
+)
+def test_dense_functions_take_what_the_topk_functions_take_without_k(
+    kind: str, extra: set[str]
+) -> None:
+    topk = parameters(getattr(topk_np, f"topk_{kind}"))
+    dense = parameters(getattr(topk_np, f"dense_{kind}"))
+    assert dense == {name: how for name, how in topk.items() if name not in extra}
+    assert set(topk) - set(dense) == extra
+
+
+@pytest.mark.parametrize("name", TRIOS)
+def test_data_are_positional_only_and_options_keyword_only(name: str) -> None:
+    found = parameters(getattr(topk_np, name))
+    data = ["query", "key", "value"] if name.endswith("attention") else ["x", "keys", "values"]
+    assert list(found)[:3] == data
+    for parameter, (kind, _) in found.items():
+        positional = parameter in data
+        assert kind is (
+            inspect.Parameter.POSITIONAL_ONLY if positional else inspect.Parameter.KEYWORD_ONLY
+        )
+
+
+def test_gradients_are_in_the_order_of_the_arguments() -> None:
+    assert topk_np.AttentionGrads._fields == ("query", "key", "value", "bias")
+    expected = ("x", "keys", "values", "key_bias", "value_bias", "gate")
+    assert topk_np.FFNGrads._fields == expected
+    order = [name for name in parameters(topk_np.topk_ffn) if name in expected]
+    assert tuple(order) == expected
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    command = "import sys, topk_np; print(*sorted(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
+    loaded = {name for name in ran.stdout.split() if name.startswith(HEAVY)}
+    assert loaded == set()
+
+
+@pytest.mark.parametrize("name", ["topk_np", *MODULES])
+def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if inspect.isfunction(getattr(topk_np, n))])
+def test_public_functions_have_an_example_and_say_what_they_take_and_return(name: str) -> None:
+    text = inspect.getdoc(getattr(topk_np, name)) or ""
+    for section in ("Returns", "Examples"):
+        assert f"\n{section}\n---" in text, section
+    if not name.endswith("_fwd"):  # those refer to the function they belong to
+        for section in ("Parameters", "Raises"):
+            assert f"\n{section}\n---" in text, section
+        documented = [
+            parameter
+            for parameter in parameters(getattr(topk_np, name))
+            if f"\n{parameter} : " in text or f"\n*{parameter} : " in text
+        ]
+        assert documented == list(parameters(getattr(topk_np, name)))
+
+
+def test_lower_floors_know_nothing_of_higher_ones() -> None:
+    """kernels, then selection and row-sparse products, then core, then attention and ffn."""
+    floors = {
+        "topk_np._namespace": 0,
+        "topk_np.kernels": 1,
+        "topk_np.kernels.numpy": 1,
+        "topk_np.kernels.portable": 1,
+        "topk_np.selection": 2,
+        "topk_np.rowsparse": 2,
+        "topk_np.activations": 2,
+        "topk_np.masking": 2,
+        "topk_np.chunking": 2,
+        "topk_np.problem": 3,
+        "topk_np.core": 4,
+        "topk_np.attention": 5,
+        "topk_np.ffn": 5,
+    }
+    for name, floor in floors.items():
+        file = importlib.import_module(name).__file__
+        assert file is not None
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in floors:
+                assert floors[node.module] <= floor, f"{name} imports {node.module}"
