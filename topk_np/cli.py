@@ -74,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "--k",
         type=_at_least(1),
         nargs="+",
-        default=[8, 16, 32, 64, 128],
+        default=[16, 32, 64, 128],
         metavar="K",
-        help="keys kept for each query (8 16 32 64 128); 64 is always among them",
+        help="keys kept for each query (16 32 64 128); 64 is always among them",
     )
     demo.add_argument("--tokens", type=_at_least(1), default=1024, help="length of the text (1024)")
     for name, default, text in (

@@ -79,7 +79,7 @@ def kept_mass(
         # softmax keeps the order of the scores, so the largest weights are those of the kept keys
         best = xp.flip(xp.sort(select(weights, max(ks)).values, axis=1), axis=1)
         for i, one in enumerate(ks):
-            out[(i, *head, rows)] = xp.sum(best[:, :one], axis=1)
+            out[(i, *head, rows)] = xp.sum(best[:, : min(one, best.shape[1])], axis=1)
 
     problem.for_each_chunk(work, chunk, check_workers(workers))
     return out if given is k else out[0, ...]

@@ -10,21 +10,23 @@ from time import perf_counter
 import numpy as np
 
 from topk_np import dense_attention
+from topk_np.demo.inputs import DemoError
 from topk_np.diagnostics import kept_mass
 from topk_np.models.bpe import ByteBPE
 from topk_np.models.checkpoint import Model
 from topk_np.models.llama import (
-    CHUNK,
     Array,
     LlamaParams,
     NextTokens,
     causal_attention,
+    causal_blocks,
     forward,
     next_tokens,
 )
 
 PASS_KEY = "71853"
 PASS_KEY_K = 64  # always among the k that are tried
+LEAST_TEXT = 16  # tokens beside the pass key and its question
 FFN_SHARE = 3  # the feed-forward setting keeps one unit in so many
 
 Tick = Callable[[], object]  # called once a layer
@@ -65,12 +67,24 @@ class Row:
 
 
 def make_prompt(tokenizer: ByteBPE, text: np.ndarray, /) -> Prompt:
-    """Hide the pass key in a text of (Q,) tokens, cut at its end to keep the length."""
+    """
+    Hide the pass key in a text of (Q,) tokens, cut at its end to keep the length.
+
+    Raises
+    ------
+    DemoError
+        If there would be next to no text around it.
+    """
     note = tokenizer.encode(
         f"\n\nThe pass key is {PASS_KEY}. Remember it. {PASS_KEY} is the pass key.\n\n"
     )
     question = tokenizer.encode(f"\n\nWhat is the pass key? The pass key is {PASS_KEY}")
-    room = len(text) - len(note) - len(question)
+    added = len(note) + len(question)
+    room = len(text) - added
+    if room < LEAST_TEXT:
+        raise DemoError(
+            f"--tokens must be at least {added + LEAST_TEXT}, to hide a pass key, got {len(text)}"
+        )
     pieces = [text[: room // 2], note, text[room // 2 : room], question]
     lengths = [len(piece) for piece in pieces]
     is_text = np.repeat([True, False, True, False], lengths)
@@ -92,8 +106,7 @@ def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[
     heads: list[Heads] = []
 
     def observe(query: Array, key: Array, value: Array) -> None:
-        mass = kept_mass(query, key, k=ks, is_causal=True, chunk_size=CHUNK)
-        masses.append(np.mean(mass, axis=(1, 2, 3)))
+        masses.append(_mass_kept(query, key, ks))
         heads[:] = [(query, key, value)]
 
     units = model.params.layers[0].gate.shape[0]
@@ -170,6 +183,17 @@ def _timed_run(
     hidden = forward(params, prompt.ids, ffn_k=ffn_k, attention=attention)
     seen = next_tokens(params, hidden, prompt.ids)
     return seen, perf_counter() - start - observing
+
+
+def _mass_kept(query: Array, key: Array, ks: list[int]) -> Array:
+    """The share of dense causal softmax mass that each k keeps, mean over heads and queries."""
+    blocks = [
+        kept_mass(
+            query[..., start:stop, :], key[..., :stop, :], k=ks, is_causal=True, query_offset=start
+        )
+        for start, stop in causal_blocks(query.shape[-2])
+    ]
+    return np.mean(np.concatenate(blocks, axis=-1), axis=(1, 2, 3))
 
 
 def _keys_kept(tokens: int, k: int | None) -> float:

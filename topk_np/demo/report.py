@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from topk_np.demo.experiment import PASS_KEY, PASS_KEY_K, Row
+from topk_np.demo.experiment import FFN_SHARE, PASS_KEY, PASS_KEY_K, Row
 from topk_np.models.llama import LlamaParams
 
 MEBI = 2**20
@@ -63,18 +63,14 @@ def findings(rows: Sequence[Row], /) -> str:
     """Three lines on what was shown."""
     dense, ffn = rows[0], rows[-1]
     row = next(row for row in rows if row.attention_k == PASS_KEY_K)
-    found = ["finds" if _found(one) else "misses" for one in (dense, row)]
-    return "\n".join(
-        [
-            f"1. With k = {PASS_KEY_K} a query keeps {row.keys_kept:.0%} of its keys; they hold "
-            f"{row.mass_kept:.0%} of the softmax mass. Perplexity: {_change(row, dense)}, "
-            "without retraining.",
-            f"2. Attention's scratch falls from {_mib(dense)} to {_mib(row)} MiB and grows with "
-            f"the length, not its square. Dense {found[0]} the pass key, "
-            f"k = {PASS_KEY_K} {found[1]} it.",
-            f"3. The feed-forward layer is the same function, but its work is less concentrated: "
-            f"with {ffn.ffn_k:,} units perplexity {_change(ffn, dense)}.",
-        ]
+    finds, finds_too = ("finds" if _found(one) else "misses" for one in (dense, row))
+    return (
+        f"1. k = {PASS_KEY_K} keeps {row.keys_kept:.0%} of the keys and {row.mass_kept:.0%} of "
+        f"the softmax mass: perplexity {_change(dense, row)}, not retrained.\n"
+        f"2. Attention's scratch goes from {_mib(dense)} to {_mib(row)} MiB; dense {finds} the "
+        f"pass key, k = {PASS_KEY_K} {finds_too} it.\n"
+        f"3. Feed-forward layers need a larger share: with 1 unit in {FFN_SHARE} "
+        f"({ffn.ffn_k:,}) perplexity {_change(dense, ffn)}."
     )
 
 
@@ -86,5 +82,6 @@ def _mib(row: Row) -> str:
     return f"{row.scratch / MEBI:.1f}"
 
 
-def _change(row: Row, dense: Row) -> str:
-    return f"{row.perplexity / dense.perplexity - 1:+.1%}"
+def _change(dense: Row, row: Row) -> str:
+    change = row.perplexity / dense.perplexity - 1
+    return f"{dense.perplexity:.2f} -> {row.perplexity:.2f} ({change:+.1%})"

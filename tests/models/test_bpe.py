@@ -1,0 +1,65 @@
+"""Byte-level BPE on a tiny vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.models.tiny import END, KINDS, MERGES, TOKENS
+from topk_np.models.bpe import ByteBPE
+
+
+def tokenizer(split: str = "smollm", unknown: int | None = 0) -> ByteBPE:
+    """The tiny tokenizer."""
+    return ByteBPE(TOKENS, MERGES, kinds=KINDS, split=split, unknown=unknown)
+
+
+def spelled(ids: np.ndarray) -> list[str]:
+    """The tokens of the ids."""
+    return [TOKENS[i] for i in ids]
+
+
+def test_merges_apply_in_order_within_words() -> None:
+    ids = tokenizer().encode("the path\nthe the")
+    assert ids.dtype == np.int32
+    assert spelled(ids) == ["the", "Ġ", "p", "a", "th", "Ċ", "the", "Ġthe"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "the  end.\n\n  12", "a'll be, (there)"])
+def test_decoding_gives_the_text_back(text: str) -> None:
+    assert tokenizer().decode(tokenizer().encode(text)) == text
+
+
+def test_smollm_splits_digits_that_other_rules_may_merge() -> None:
+    tokens, merges = [*TOKENS, "12"], [*MERGES, ("1", "2")]
+    for split, expected in (("smollm", ["1", "2"]), ("gpt-2", ["12"]), ("default", ["12"])):
+        ids = ByteBPE(tokens, merges, split=split, unknown=0).encode("12")
+        assert [tokens[i] for i in ids] == expected
+
+
+def test_markers_are_matched_whole_and_left_out_when_decoding() -> None:
+    ids = tokenizer().encode(f"the{END}the")
+    assert spelled(ids) == ["the", END, "the"]
+    assert tokenizer().decode(ids) == "thethe"
+
+
+def test_bytes_that_the_vocabulary_lacks_become_the_unknown_token() -> None:
+    assert spelled(tokenizer().encode("aéa")) == ["a", END, END, "a"]
+
+
+def test_without_an_unknown_token_no_byte_is_dropped_in_silence() -> None:
+    with pytest.raises(ValueError, match="text has bytes that the vocabulary lacks"):
+        tokenizer(unknown=None).encode("aéa")
+    assert spelled(tokenizer(unknown=None).encode("aa")) == ["a", "a"]
+
+
+def test_an_unknown_split_rule_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="split must be one of default, gpt-2, smollm, got 'qwen2'"
+    ):
+        tokenizer(split="qwen2")
+
+
+def test_merges_must_be_of_tokens() -> None:
+    with pytest.raises(ValueError, match="merge 'a' \\+ 'b' is not among the tokens"):
+        ByteBPE(TOKENS, [("a", "b")])
