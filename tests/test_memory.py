@@ -89,8 +89,7 @@ def test_dense_attention_with_a_budget_stays_within_it() -> None:
     assert_within(peak, nbytes(*grads), budget)
 
 
-@pytest.mark.parametrize("select", ["score", "activation"])
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("select", "gated"), [("score", False), ("activation", True)])
 def test_the_topk_ffn_stays_within_its_budget(select: str, gated: bool) -> None:
     problem = attention_problem()
     layer = FFNProblem(

@@ -22,50 +22,50 @@ from tests.strategies import AttentionProblem, FFNProblem
 
 
 def attention(*, whole: bool = False, k: int = 6) -> AttentionProblem:
-    """Grouped causal attention: 4 heads on 2 keys, 24 queries after 8 cached positions."""
+    """Causal attention of two heads on shared keys: 12 queries after 4 cached positions."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.integers(-2, 3, shape).astype(float) if whole else rng.standard_normal(shape)
 
     return AttentionProblem(
-        draw(2, 2, 24, 8),
-        draw(2, 1, 32, 8),
-        draw(2, 1, 32, 5),
-        draw(2, 2, 24, 5),
+        draw(2, 12, 8),
+        draw(1, 16, 8),
+        draw(1, 16, 5),
+        draw(2, 12, 5),
         k=k,
-        mask=rng.random((24, 32)) < 0.9,
+        mask=rng.random((12, 16)) < 0.9,
         is_causal=True,
-        query_offset=8,
-        chunk_size=7,
+        query_offset=4,
+        chunk_size=5,
     )
 
 
-def ffn(*, activation: str = "gelu") -> FFNProblem:
+def ffn() -> FFNProblem:
     """A gated layer with both biases, units ranked by what they contribute."""
     normal = np.random.default_rng(1).standard_normal
     return FFNProblem(
-        normal((3, 20, 8)),
-        normal((40, 8)),
-        normal((40, 5)),
-        normal((3, 20, 5)),
-        k=9,
-        activation=activation,
-        key_bias=normal(40),
+        normal((2, 6, 8)),
+        normal((20, 8)),
+        normal((20, 5)),
+        normal((2, 6, 5)),
+        k=7,
+        activation="silu",
+        key_bias=normal(20),
         value_bias=normal(5),
-        gate=normal((40, 8)),
+        gate=normal((20, 8)),
         select="activation",
-        chunk_size=7,
+        chunk_size=5,
     )
 
 
 class TestPromise1Exact:
     def test_k_of_all_keys_gives_the_dense_result_and_gradients(self, xp: Backend) -> None:
-        for problem in (attention(k=32), attention(k=10**6)):
+        for problem in (attention(k=16), attention(k=10**6)):
             topk, dense = calls.topk_attention(problem, xp), calls.dense_attention(problem, xp)
             assert_close(topk.out, dense.out, size=problem.size)
             assert_all_close(topk.grads, dense.grads, size=problem.size)
-        layer = replace(ffn(), k=40)
+        layer = replace(ffn(), k=20)
         topk, dense = calls.topk_ffn(layer, xp), calls.dense_ffn(layer, xp)
         assert_close(topk.out, dense.out, size=layer.size)
         assert_all_close(topk.grads, dense.grads, size=layer.size)
@@ -89,7 +89,7 @@ class TestPromise2LowestIndexFirst:
         scores = np.where(problem.allowed, problem.query @ problem.key.mT, -np.inf)
         for engine in ("", "portable"):
             monkeypatch.setenv("TOPK_NP_KERNELS", engine)
-            for chunk_size in (1, 5, 24):
+            for chunk_size in (1, 5, 12):
                 run = calls.topk_attention(problem, xp, chunk_size=chunk_size)
                 indices = xp.to_numpy(run.residuals.indices)
                 for place in np.ndindex(scores.shape[:-1]):
@@ -126,15 +126,15 @@ class TestPromise4CausalByPosition:
     ) -> None:
         problem = replace(attention(), mask=None)
         full = calls.topk_attention(problem, xp)
-        for row in range(24):
-            seen = slice(0, 8 + row + 1)
+        for row in range(12):
+            seen = slice(0, 4 + row + 1)
             step = replace(
                 problem,
                 query=problem.query[..., row : row + 1, :],
                 key=problem.key[..., seen, :],
                 value=problem.value[..., seen, :],
                 dout=problem.dout[..., row : row + 1, :],
-                query_offset=8 + row,
+                query_offset=4 + row,
             )
             run = calls.topk_attention(step, xp)
             assert_close(run.out, full.out[..., row : row + 1, :], size=problem.size)
