@@ -100,9 +100,10 @@ def ffn_problem(
         (),
         ACTIVATIONS[check_choice("activation", activation, tuple(sorted(ACTIVATIONS)))],
         gate=None if gate is None else plain(gate),
-        key_bias=None if key_bias is None else plain(key_bias)[None, :],
+        key_bias=None if key_bias is None else plain(key_bias)[:, None],
         value_bias=None if value_bias is None else plain(value_bias)[None, :],
-        ranks_weights=select == "activation",
+        # Softmax without a gate keeps the order of the scores.
+        ranks_weights=select == "activation" and (gate is not None or activation != "softmax"),
     )
 
 

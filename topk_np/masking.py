@@ -30,33 +30,41 @@ class Mask:
     offset: int | Array
     """The position of the first query: one for all, or an integer array over the leading axes."""
 
-    def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice) -> Array:
-        """The scores (C, N) of one chunk of queries with -inf where they may not attend."""
+    def visible(self, head: Head, rows: slice, keys: int) -> int:
+        """How many of the keys, from the first on, any of these queries may attend to at most."""
+        if not self.is_causal:
+            return keys
+        return max(0, min(keys, rows.stop + self._offset(head)))
+
+    def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
+        """The scores (C, n) of some queries and keys with -inf where they may not attend."""
         if self.array is not None:
             allowed = of_head(self.array, head)
-            if allowed.shape[0] > 1:
-                allowed = allowed[rows, :]
+            allowed = allowed[rows if allowed.shape[0] > 1 else slice(None), :]
+            allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
             scores = xp.where(allowed, scores, -xp.inf)
         if self.is_causal:
-            where = {"dtype": xp.int64, "device": device(scores)}
-            query = xp.arange(rows.start, rows.stop, **where)[:, None] + self._offset(head)
-            scores = xp.where(
-                xp.arange(scores.shape[1], **where)[None, :] <= query, scores, -xp.inf
-            )
+            first = rows.start + self._offset(head)
+            if keys.stop - 1 > first:
+                where = {"dtype": xp.int64, "device": device(scores)}
+                query = xp.arange(first, first + scores.shape[0], **where)[:, None]
+                key = xp.arange(keys.start, keys.stop, **where)[None, :]
+                scores = xp.where(key <= query, scores, -xp.inf)
         return scores
 
     def _offset(self, head: Head) -> int:
         if isinstance(self.offset, int):
             return self.offset
-        return int(self.offset[_own_place(self.offset.shape, head)])
+        return int(self.offset[own_place(self.offset.shape, head)])
 
 
 def of_head(array: Array, head: Head) -> Array:
     """The last two axes of `array` at one head; its leading axes broadcast to the heads'."""
-    return array[(*_own_place(array.shape[:-2], head), slice(None), slice(None))]
+    return array[(*own_place(array.shape[:-2], head), slice(None), slice(None))]
 
 
-def _own_place(lead: tuple[int, ...], head: Head) -> Head:
+def own_place(lead: tuple[int, ...], head: Head) -> Head:
+    """The place of a head among leading axes that broadcast to the heads'."""
     own = head[len(head) - len(lead) :]
     return tuple(0 if length == 1 else i for length, i in zip(lead, own, strict=True))
 
