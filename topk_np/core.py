@@ -17,7 +17,7 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, cast, nbytes
 from topk_np.chunking import Chunks, slices
 from topk_np.gradients import RowsTerm, SparseTerm, Term, sum_gradients
 from topk_np.masking import Head
@@ -42,7 +42,7 @@ class Kept:
     def nbytes(self) -> int:
         """Bytes of all three."""
         arrays = (self.scores, self.indices, self.linear)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(nbytes(array) for array in arrays if array is not None)
 
 
 def forward(

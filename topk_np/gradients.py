@@ -54,9 +54,7 @@ class SparseTerm:
 
     def add_to(self, total: Array, first: int) -> None:
         """See `Term`."""
-        updated = scatter_matmul(
-            self.weights, self.indices, self.counts, self.rows, total, first
-        )
+        updated = scatter_matmul(self.weights, self.indices, self.counts, self.rows, total, first)
         if updated is not total:
             total[...] = updated
 
@@ -94,9 +92,7 @@ def sum_gradients(
     return {name: cast(problem.xp, total, problem.query.dtype) for name, total in sums.items()}
 
 
-def _shares(
-    sums: dict[str, Array], tasks: list[Task], made: list[dict[str, Term]]
-) -> list[_Share]:
+def _shares(sums: dict[str, Array], tasks: list[Task], made: list[dict[str, Term]]) -> list[_Share]:
     """What can be added independently: one head of one gradient, or a range of its rows."""
     gathered: dict[tuple[str, Head], list[Term]] = {}
     for (head, _), terms in zip(tasks, made, strict=True):
@@ -106,7 +102,7 @@ def _shares(
     shares = []
     for (name, place), terms_here in gathered.items():
         total = of_head(sums[name], place)
-        size = total.shape[0]
+        size = max(total.shape[0], 1)
         if isinstance(terms_here[0], SparseTerm):
             size = max(LEAST_RANGE, -(-size // MOST_RANGES))
         shares += [_Share(total, terms_here, rows) for rows in slices(total.shape[0], size)]

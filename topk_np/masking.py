@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import (
     Array,
     Namespace,
+    check_device,
     check_flag,
     check_integer,
     dtype_name,
@@ -70,7 +70,7 @@ def own_place(lead: tuple[int, ...], head: Head) -> Head:
 
 
 def make_mask(
-    xp: Namespace,
+    query: Array,
     mask: Any,
     is_causal: Any,
     query_offset: Any,
@@ -80,10 +80,10 @@ def make_mask(
 ) -> Mask | None:
     """Check the mask options of an attention call; None if nothing is hidden."""
     if mask is not None:
-        mask = _check_mask(xp, mask, (*batch, queries, keys))
+        mask = _check_mask(query, mask, (*batch, queries, keys))
     is_causal = check_flag("is_causal", is_causal)
     if query_offset is not None:
-        query_offset = _check_offset(xp, query_offset, batch)
+        query_offset = _check_offset(query, query_offset, batch)
     elif is_causal and queries != keys:
         raise ValueError(
             "query_offset, the position of the first query, is required with is_causal when the "
@@ -94,9 +94,9 @@ def make_mask(
     return Mask(mask, is_causal, 0 if query_offset is None else query_offset)
 
 
-def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...]) -> Array:
-    if namespace_of({"mask": mask}) is not xp:
-        raise TypeError("mask must come from the array library of query")
+def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
+    xp = namespace_of({"query": query, "mask": mask})
+    check_device("mask", mask, "query", query)
     if dtype_name(mask) != "bool":
         raise TypeError(
             f"mask must be boolean, True where a query may attend, got dtype {mask.dtype}; "
@@ -108,12 +108,14 @@ def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...]) -> Array:
     return mask
 
 
-def _check_offset(xp: Namespace, offset: Any, batch: Head) -> int | Array:
+def _check_offset(query: Array, offset: Any, batch: Head) -> int | Array:
     if getattr(offset, "shape", ()) == ():
         return check_integer("query_offset", offset)
-    if namespace_of({"query_offset": offset}) not in (xp, np) or "int" not in dtype_name(offset):
+    namespace_of({"query": query, "query_offset": offset})
+    check_device("query_offset", offset, "query", query)
+    if "int" not in dtype_name(offset):
         raise TypeError(
-            "query_offset must be an integer or an integer array of the library of query, "
+            "query_offset must be an integer or an integer array, "
             f"got an array of dtype {offset.dtype}"
         )
     _check_broadcasts("query_offset", tuple(offset.shape), batch, "(...)")

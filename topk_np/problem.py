@@ -143,6 +143,11 @@ class Problem:
             scores = self.mask.hide(self.xp, scores, head, rows, keys)
         return scores
 
+    def scores(self, part: Part, head: Head, rows: slice) -> Array:
+        """(C, N): what goes into the activation, of all keys; -inf where a key is masked."""
+        scores = self.ranks(part, head, rows, slice(0, self.keys))
+        return scores if self.late_scale == 1 else scores * self.late_scale
+
     def linear(self, part: Part, keys: slice, scratch: Scratch | None = None) -> Array | None:
         """(C, n): the factor beside the activation in a gated unit; None without a gate."""
         if part.gate is None:

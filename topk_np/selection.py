@@ -12,6 +12,7 @@ from topk_np._namespace import (
     Namespace,
     array_namespace,
     cast,
+    check_flag,
     check_floats,
     check_integer,
     compute_dtype,
@@ -131,7 +132,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     Raises
     ------
     TypeError
-        If `x` is not a floating array, or `k` or `axis` is not an integer.
+        If `x` is not a floating array, `k` or `axis` is not an integer, or `sorted` not a bool.
     ValueError
         If `k` is below 1, or `axis` is not an axis of `x`.
 
@@ -150,6 +151,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     xp = check_floats({"x": x})
     x = plain(x)
     k = check_integer("k", k, least=1)
+    sorted = check_flag("sorted", sorted)
     axis = check_integer("axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be an axis of x, which has {x.ndim} axes, got {axis}")

@@ -86,8 +86,6 @@ def _weights(
     problem: Problem, part: Part, head: Head, rows: slice
 ) -> tuple[Array, Array, Array | None]:
     """The scores of a chunk, their activation, and the linear factor of a gated unit."""
-    every = slice(0, problem.keys)
-    scores = problem.ranks(part, head, rows, every)
-    if problem.late_scale != 1:
-        scores = scores * problem.late_scale
-    return scores, problem.activation.value(scores), problem.linear(part, every)
+    scores = problem.scores(part, head, rows)
+    linear = problem.linear(part, slice(0, problem.keys))
+    return scores, problem.activation.value(scores), linear
