@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from collections.abc import Mapping
@@ -51,20 +52,19 @@ def array_namespace(*arrays: Array) -> Namespace:
 
 def namespace_of(named: Mapping[str, Array]) -> Namespace:
     """Like `array_namespace`, for arrays with the names that errors should mention."""
-    found: dict[str, Namespace] = {}
-    for name, array in named.items():
-        if array is not None:
-            found[name] = _namespace_of_one(name, array)
+    found = {
+        name: _namespace_of_one(name, array) for name, array in named.items() if array is not None
+    }
     if not found:
         raise TypeError("expected at least one array, got none")
-    first, *rest = found.items()
+    (first, wanted), *rest = found.items()
     for name, xp in rest:
-        if xp is not first[1]:
+        if xp is not wanted:
             raise TypeError(
-                f"{first[0]} and {name} must come from one array library, "
-                f"got {_library(first[1])} and {_library(xp)}"
+                f"{name} must come from the array library of {first}, {_library(wanted)}, "
+                f"got {_library(xp)}"
             )
-    return first[1]
+    return wanted
 
 
 def _namespace_of_one(name: str, array: Array) -> Namespace:
@@ -86,13 +86,17 @@ def _namespace_of_one(name: str, array: Array) -> Namespace:
         ) from None
 
 
-def check_floats(named: Mapping[str, Array]) -> Namespace:
-    """Check that the named arrays share library, device and floating dtype; return the library.
-
-    ``None`` stands for an argument that was not given.
+def check_floats(named: Mapping[str, Array], optional: Mapping[str, Array] | None = None) -> Any:
     """
-    xp = namespace_of(named)
-    given = {name: array for name, array in named.items() if array is not None}
+    Check that the named arrays share library, device and floating dtype; return the library.
+
+    ``None`` stands for an argument that was not given, where that is `optional`.
+    """
+    for name, array in named.items():
+        if array is None:
+            _namespace_of_one(name, array)  # raises
+    given = {**named, **{name: a for name, a in (optional or {}).items() if a is not None}}
+    xp = namespace_of(given)
     first, array = next(iter(given.items()))
     for name, other in given.items():
         if dtype_name(other) not in FLOATS:
@@ -183,6 +187,11 @@ def compute_dtype(xp: Namespace, array: Array) -> Any:
 def cast(xp: Namespace, array: Array, dtype: Any) -> Array:
     """`array` in `dtype`; the array itself where it has it already."""
     return array if array.dtype == dtype else xp.astype(array, dtype)
+
+
+def nbytes(array: Array) -> int:
+    """Bytes of the elements of an array of 32- or 64-bit numbers."""
+    return math.prod(array.shape) * (8 if dtype_name(array).endswith("64") else 4)
 
 
 def plain(array: Array) -> Array:

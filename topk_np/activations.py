@@ -20,6 +20,8 @@ class Activation(NamedTuple):
     """``value(scores)``: the weights."""
     vjp: Callable[[Array, Array, Array], Array]
     """``vjp(scores, weights, dweights)``: the gradient with respect to the scores."""
+    by_element: bool
+    """Whether a weight depends on its own score alone, not on the whole row."""
 
 
 def softmax(scores: Array) -> Array:
@@ -128,7 +130,7 @@ def _elementwise(
         masked = scores == -xp.inf
         return xp.where(masked, 0.0, dweights * slope(xp, xp.where(masked, 0.0, scores)))
 
-    return Activation(masked_value, masked_vjp)
+    return Activation(masked_value, masked_vjp, by_element=True)
 
 
 ACTIVATIONS = {
@@ -137,6 +139,6 @@ ACTIVATIONS = {
     "identity": _elementwise(_identity, _identity_slope),
     "relu": _elementwise(_relu, _relu_slope),
     "silu": _elementwise(_silu, _silu_slope),
-    "softmax": Activation(softmax, softmax_vjp),
+    "softmax": Activation(softmax, softmax_vjp, by_element=False),
 }
 """The activations by name."""

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from topk_np import core
 from topk_np._namespace import Array, check_integer
-from topk_np.chunking import check_workers, plan_chunk
+from topk_np.chunking import Chunks, plan_chunks
 from topk_np.inputs import attention_problem, check_dout
 from topk_np.problem import Problem
+from topk_np.workers import check_workers
 
 
 class AttentionGrads(NamedTuple):
@@ -29,7 +30,7 @@ class TopKAttentionResiduals:
 
     problem: Problem
     kept: core.Kept = field(repr=False)
-    chunk_size: int
+    chunks: Chunks
     workers: int | Executor = field(repr=False)
 
     @property
@@ -187,10 +188,10 @@ def topk_attention_fwd(
     """
     problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
     k = check_integer("k", k, least=1)
-    chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
     threads = check_workers(workers)
-    out, kept = core.forward(problem, k, chunk, threads)
-    return out, TopKAttentionResiduals(problem, kept, chunk, threads)
+    out, kept = core.forward(problem, k, chunks, threads)
+    return out, TopKAttentionResiduals(problem, kept, chunks, threads)
 
 
 def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -239,5 +240,5 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
         )
     problem = residuals.problem
     dout = check_dout(problem.query, problem.out_shape, dout)
-    grads = core.backward(problem, residuals.kept, dout, residuals.chunk_size, residuals.workers)
+    grads = core.backward(problem, residuals.kept, dout, residuals.chunks, residuals.workers)
     return AttentionGrads(**grads)

@@ -1,165 +1,122 @@
-"""How the work is cut into chunks of queries, and how many threads share it."""
+"""How the work is cut into chunks of queries and blocks of keys, so that it fits a memory budget."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
-from typing import Any, TypeVar
-
-import numpy as np
-from threadpoolctl import ThreadpoolController
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from topk_np._namespace import check_integer
+from topk_np.workers import MOST_TASKS
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
-MOST_TASKS = 8  # run at once; each may hold this part of the budget
 
-Task = TypeVar("Task")
+# What was measured to be quick: a block of scores near the size of a core's cache, and chunks
+# of queries that are long enough for the matrix product yet leave some for every worker.
+MOST_QUERIES, FEWEST_QUERIES = 256, 64
+BLOCK_SCORES = 2**19
+LEAST_BLOCK = 1024
+MOST_BACKWARD_QUERIES = 2048
 
 
-def plan_chunk(
-    queries: int, row_bytes: int, chunk_size: Any = None, memory_budget: Any = None
-) -> int:
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan depends on: shapes alone, so that results do not depend on the machine."""
+
+    heads: int
+    queries: int
+    keys: int
+    width: int
+    """D + V"""
+    slots: int
+    """K = min(k, N)"""
+    itemsize: int
+    """Bytes of a number that is computed with."""
+    score_matrices: int = 1
+    """Matrices of scores held at once: more for gated units and for masks."""
+    whole_rows: bool = False
+    """Whether a query's scores are needed all at once."""
+
+    def forward_bytes(self, rows: int, keys: int) -> int:
+        """Scratch of one task of the forward pass."""
+        block = keys * (self.score_matrices * self.itemsize + 1.25)
+        found = min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
+        kept = self.slots * (4 * self.itemsize + 12)
+        return int(rows * (block + found + kept + self.width * self.itemsize))
+
+    def backward_bytes(self, rows: int) -> int:
+        """Scratch of one task of the backward pass."""
+        return rows * (self.slots * (6 * self.itemsize + 12) + 3 * self.width * self.itemsize)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How one call is cut."""
+
+    queries: int
+    """Queries of a chunk of the forward pass."""
+    keys: int
+    """Keys of a block; the k best of a chunk are merged block by block."""
+    backward_queries: int
+    """Queries of a chunk of the backward pass, which holds no scores."""
+    task_bytes: int
+    """Scratch that one task holds at most, of `MOST_TASKS` that may run at once."""
+
+
+def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None) -> Chunks:
     """
-    How many queries make a chunk: `chunk_size` if given, else what the memory budget holds.
+    Cut the work so that `MOST_TASKS` tasks hold at most `memory_budget` bytes of scratch together.
 
-    The plan depends on shapes and the budget alone, so that results do not depend on the machine.
-    `row_bytes` is the scratch that one query needs.
+    `chunk_size` is an upper limit to the queries of a chunk.
     """
+    budget = DEFAULT_MEMORY_BUDGET
+    if memory_budget is not None:
+        budget = check_integer("memory_budget", memory_budget, least=1)
+    share = budget // MOST_TASKS
+    keys = max(sizes.keys, 1)
+    least_keys = keys if sizes.whole_rows else min(keys, max(LEAST_BLOCK, 4 * sizes.slots))
+    least = max(sizes.forward_bytes(1, least_keys), sizes.backward_bytes(1))
+    if least > share:
+        raise ValueError(
+            f"memory_budget must be at least {least * MOST_TASKS} bytes here, got {budget}"
+        )
+
+    even = -(-sizes.heads * sizes.queries // MOST_TASKS)  # a share for each of the tasks
+    if chunk_size is None:
+        rows = min(MOST_QUERIES, max(FEWEST_QUERIES, even))
+    else:
+        rows = check_integer("chunk_size", chunk_size, least=1)
+    rows = max(1, min(rows, sizes.queries))
+    while sizes.forward_bytes(rows, least_keys) > share:
+        rows = -(-rows // 2)
+    block = keys if sizes.whole_rows else min(keys, max(least_keys, BLOCK_SCORES // rows))
+    while sizes.forward_bytes(rows, block) > share:
+        block = max(least_keys, block // 2)
+
+    backward = min(MOST_BACKWARD_QUERIES, max(MOST_QUERIES, even))
+    if chunk_size is not None:
+        backward = rows
+    backward = max(1, min(backward, sizes.queries, share // max(sizes.backward_bytes(1), 1)))
+    held = max(sizes.forward_bytes(rows, block), sizes.backward_bytes(backward))
+    return Chunks(rows, block, backward, held)
+
+
+def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None) -> int:
+    """How many queries make a chunk of the dense function: all unless one of the options is given."""
     if memory_budget is None:
-        budget = DEFAULT_MEMORY_BUDGET
+        rows = sizes.queries
     else:
         budget = check_integer("memory_budget", memory_budget, least=1)
-    fitting = budget // MOST_TASKS // max(row_bytes, 1)
-    if fitting < 1:
-        raise ValueError(
-            f"memory_budget must be at least {MOST_TASKS * row_bytes} bytes for these lengths, "
-            f"got {budget}"
-        )
+        row = 6 * max(sizes.keys, 1) * sizes.itemsize * MOST_TASKS
+        if row > budget:
+            raise ValueError(f"memory_budget must be at least {row} bytes here, got {budget}")
+        rows = budget // row
     if chunk_size is not None:
-        return min(check_integer("chunk_size", chunk_size, least=1), max(queries, 1))
-    return max(1, min(queries, fitting))
+        rows = min(rows, check_integer("chunk_size", chunk_size, least=1))
+    return max(1, min(rows, sizes.queries))
 
 
-def chunks(length: int, size: int) -> Iterator[slice]:
-    """The slices that cut `length` rows into chunks of `size`."""
+def slices(length: int, size: int) -> Iterator[slice]:
+    """The slices that cut `length` into pieces of `size`, the last one perhaps shorter."""
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
-
-
-def check_workers(workers: Any) -> int | Executor:
-    """Check the option `workers`: None is one for each core that this process may use."""
-    if workers is None:
-        return available_cores()
-    if isinstance(workers, Executor):
-        if isinstance(workers, ProcessPoolExecutor):
-            raise TypeError(
-                "workers must be an integer or an executor that runs threads, "
-                "got a ProcessPoolExecutor, whose processes cannot write to our arrays"
-            )
-        return workers
-    return check_integer("workers", workers, least=1)
-
-
-def available_cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def run(function: Callable[[Task], None], tasks: Iterable[Task], workers: int | Executor) -> None:
-    """
-    Call `function` on every task, in threads, with BLAS held to one thread.
-
-    The calling thread works too, so a pool that is busy, even with this call itself, cannot block
-    it. The first exception stops the rest and is raised here once every thread has let go.
-    """
-    tasks = list(tasks)
-    threads = MOST_TASKS if isinstance(workers, Executor) else min(workers, MOST_TASKS)
-    helpers = min(threads, len(tasks)) - 1
-    queue, lock, stop = iter(tasks), threading.Lock(), threading.Event()
-
-    def work() -> None:
-        # Rows of NaN or inf are promised, not remarkable: no warnings about them.
-        try:
-            with np.errstate(all="ignore"):
-                while not stop.is_set():
-                    with lock:
-                        task = next(queue, _DONE)
-                    if task is _DONE:
-                        return
-                    function(task)
-        except BaseException:
-            stop.set()
-            raise
-
-    with one_blas_thread():
-        if helpers < 1:
-            work()
-        elif isinstance(workers, Executor):
-            _work_beside(work, workers, helpers)
-        else:
-            with ThreadPoolExecutor(helpers, "topk_np") as pool:
-                _work_beside(work, pool, helpers)
-
-
-_DONE: Any = object()
-
-
-def _work_beside(work: Callable[[], None], pool: Executor, helpers: int) -> None:
-    """Run `work` here and in up to `helpers` threads of the pool; return when all have ended."""
-    futures: list[Future[None]] = []
-    try:
-        futures.extend(pool.submit(work) for _ in range(helpers))
-        work()
-    finally:
-        started = [future for future in futures if not future.cancel()]
-        errors = [future.exception() for future in started]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-class _BlasGuard:
-    """Holds BLAS to one thread while anybody computes, and puts its setting back after the last."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._limit: Any = None
-
-    def enter(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._limit = _controller().limit(limits=1, user_api="blas")
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                limit, self._limit = self._limit, None
-                limit.restore_original_limits()
-
-
-_guard = _BlasGuard()  # module state, as BLAS's own setting is the process's
-
-
-@cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # scans the loaded libraries: 1 ms, so once
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """BLAS has one thread inside, whoever else is inside too; afterwards what it had before."""
-    _guard.enter()
-    try:
-        yield
-    finally:
-        _guard.leave()

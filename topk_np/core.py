@@ -3,8 +3,8 @@ The top-k function, forward and backward, once for attention and the feed-forwar
 
 For a chunk of C queries of one head::
 
-    1  scores  = scale query keyᵀ + key_bias            (C, N), the largest thing ever held
-    2  kept, indices = the k largest of each row        (C, K)
+    1  scores  = scale query keyᵀ + key_bias            (C, n), for one block of keys at a time
+    2  kept, indices = the k largest of each row        (C, K), merged block by block
     3  weights = activation(kept)                       a gated unit: times its linear factor
     4  out     = sum_j weights_ij value[indices_ij] + value_bias
 
@@ -17,11 +17,14 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, cast, nbytes
+from topk_np.chunking import Chunks, slices
+from topk_np.gradients import RowsTerm, SparseTerm, Term, sum_gradients
 from topk_np.masking import Head
-from topk_np.problem import Part, Problem
-from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
-from topk_np.selection import select
+from topk_np.problem import Part, Problem, Task
+from topk_np.rowsparse import gather_matmul, sampled_matmul
+from topk_np.selection import KBest, take_slots
+from topk_np.workers import Scratch
 
 
 @dataclass(frozen=True)
@@ -39,121 +42,129 @@ class Kept:
     def nbytes(self) -> int:
         """Bytes of all three."""
         arrays = (self.scores, self.indices, self.linear)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(nbytes(array) for array in arrays if array is not None)
 
 
-def forward(problem: Problem, k: int, chunk: int, workers: int | Executor) -> tuple[Array, Kept]:
+def forward(
+    problem: Problem, k: int, chunks: Chunks, workers: int | Executor
+) -> tuple[Array, Kept]:
     """The output (..., Q, V) and what is kept for `backward`."""
     xp = problem.xp
-    rows_of = (*problem.batch, problem.queries)
-    slots = min(k, problem.keys)
+    shape = (*problem.batch, problem.queries, min(k, problem.keys))
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
-    kept_scores = problem.zeros(*rows_of, slots)
-    kept_indices = problem.zeros(*rows_of, slots, dtype=xp.int32)
-    kept_linear = None if problem.gate is None else problem.zeros(*rows_of, slots)
+    kept_scores = problem.zeros(*shape)
+    kept_indices = problem.zeros(*shape, dtype=xp.int32)
+    kept_linear = None if problem.gate is None else problem.zeros(*shape)
 
-    def work(head: Head, rows: slice) -> None:
-        here = (*head, rows, slice(None))
-        part = problem.part(head, rows)
-        scores, indices, counts, linear = _select(problem, part, head, rows, k)
-        kept_scores[here], kept_indices[here] = scores, indices
-        weights = problem.activation.value(scores)
-        if kept_linear is not None:
-            kept_linear[here] = linear
-            weights = weights * linear
-        piece = gather_matmul(weights, indices, counts, part.value)
-        if part.value_bias is not None:
-            piece = piece + part.value_bias
-        out[here] = cast(xp, piece, out.dtype)
+    with problem.crew(workers) as crew:
 
-    problem.for_each_chunk(work, chunk, workers)
+        def work(task: Task) -> None:
+            head, rows = task
+            here = (*head, rows, slice(None))
+            part = problem.part(head, rows)
+            scores, indices, linear = _select(
+                problem, part, head, rows, k, chunks.keys, crew.scratch
+            )
+            kept_scores[here], kept_indices[here] = scores, indices
+            weights = problem.activation.value(scores)
+            if kept_linear is not None:
+                kept_linear[here] = linear
+                weights = weights * linear
+            piece = gather_matmul(weights, indices, _counts(xp, indices), part.value)
+            if part.value_bias is not None:
+                piece = piece + cast(xp, part.value_bias, problem.dtype)
+            out[here] = cast(xp, piece, out.dtype)
+
+        crew.map(work, problem.tasks(chunks.queries))
     return out, Kept(kept_scores, kept_indices, kept_linear)
 
 
 def backward(
-    problem: Problem, kept: Kept, dout: Array, chunk: int, workers: int | Executor
+    problem: Problem, kept: Kept, dout: Array, chunks: Chunks, workers: int | Executor
 ) -> dict[str, Array]:
     """The gradients of the inputs by name."""
     xp = problem.xp
 
-    def add(sums: dict[str, Array], head: Head, rows: slice) -> None:
+    def terms_of(head: Head, rows: slice) -> dict[str, Term]:
         here = (*head, rows, slice(None))
         part = problem.part(head, rows)
         scores, indices = kept.scores[here], kept.indices[here]
-        counts = xp.sum(xp.astype(indices >= 0, xp.int32), axis=1, dtype=xp.int32)
+        counts = _counts(xp, indices)
         activated = problem.activation.value(scores)
         linear = None if kept.linear is None else kept.linear[here]
         dpiece = cast(xp, dout[here], problem.dtype)
 
-        def add_product(name: str, dproduct: Array, key: Array) -> None:
-            """Add the gradients of ``product = query keyᵀ``, taken at the kept keys."""
-            sums["query"][rows, :] += gather_matmul(dproduct, indices, counts, key)
-            _scatter(dproduct, indices, counts, part.query, sums[name])
+        def scatter(weights: Array, matrix: Array) -> Term:
+            return SparseTerm(weights, indices, counts, matrix)
 
         # 4  out = sum_j weights_ij value[indices_ij] + value_bias
         dweights = sampled_matmul(dpiece, part.value, indices, counts)
         weights = activated if linear is None else activated * linear
-        _scatter(weights, indices, counts, dpiece, sums["value"])
-        if "value_bias" in sums:
-            sums["value_bias"] += xp.sum(dpiece, axis=0, keepdims=True)
+        terms: dict[str, Term] = {"value": scatter(weights, dpiece)}
+        if part.value_bias is not None:
+            terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
         # 3  weights = activation(kept), times the linear factor
         dactivated = dweights if linear is None else dweights * linear
         dscores = problem.activation.vjp(scores, activated, dactivated)
-        if linear is None:
-            dlinear = dscores
-        else:
-            dlinear = dweights * activated
-            add_product("gate", dscores, part.gate)
-        # 1  scores, or the linear factor, = scale query keyᵀ + key_bias
-        if "key_bias" in sums:
-            ones = xp.ones_like(dpiece[:, :1])
-            _scatter(dlinear, indices, counts, ones, sums["key_bias"].T)
-        add_product("key", dlinear * problem.scale, part.key)
+        # 1  scores, or the linear factor of a gated unit, = scale query keyᵀ + key_bias
+        dproduct = dscores if linear is None else dweights * activated
+        if part.key_bias is not None:
+            terms["key_bias"] = scatter(dproduct, xp.ones_like(dpiece[:, :1]))
+        dproduct = dproduct if problem.scale == 1 else dproduct * problem.scale
+        terms["key"] = scatter(dproduct, part.query)
+        dquery = gather_matmul(dproduct, indices, counts, part.key)
+        if part.gate is not None:
+            terms["gate"] = scatter(dscores, part.query)
+            dquery = dquery + gather_matmul(dscores, indices, counts, part.gate)
+        terms["query"] = RowsTerm(dquery, rows.start)
+        return terms
 
-    return problem.sum_gradients(add, chunk, workers)
+    with problem.crew(workers) as crew:
+        return sum_gradients(problem, terms_of, chunks.backward_queries, crew)
 
 
 def _select(
-    problem: Problem, part: Part, head: Head, rows: slice, k: int
-) -> tuple[Array, Array, Array, Array | None]:
-    """Steps 1 and 2: kept scores, their indices, slots in use, and linear factors if gated."""
+    problem: Problem,
+    part: Part,
+    head: Head,
+    rows: slice,
+    k: int,
+    block: int,
+    scratch: Scratch,
+) -> tuple[Array, Array, Array | None]:
+    """Steps 1 and 2: kept scores, their indices, and linear factors if gated, all (C, K)."""
     xp = problem.xp
-    scores = problem.scores(part, head, rows)
-    if not problem.ranks_weights:
-        values, indices, counts = select(scores, k)
-        if part.gate is None:
-            return values, indices, counts, None
-        # Ranked by the gate's score, so the linear factor is needed at the kept units only.
-        linear = sampled_matmul(part.query, part.key, indices, counts)
-        if part.key_bias is not None:
-            linear = linear + _take(xp, part.key_bias, indices, 0.0)
-        return values, indices, counts, linear
+    seen = problem.keys
+    if problem.mask is not None:
+        seen = problem.mask.visible(head, rows, seen)
+    best = KBest(k)
+    for keys in list(slices(seen, block)) or [slice(0, min(problem.keys, 1))]:
+        ranks = problem.ranks(part, head, rows, keys, scratch)
+        if not problem.ranks_weights:
+            best.add(ranks, keys.start)
+            continue
+        weights = problem.activation.value(ranks)
+        linear = problem.linear(part, keys, scratch)
+        others = [ranks] if linear is None else [ranks, linear]
+        sizes = xp.abs(weights if linear is None else weights * linear)
+        best.add(xp.where(ranks == -xp.inf, -xp.inf, sizes), keys.start, *others)
 
-    weights = problem.activation.value(scores)
-    if part.gate is not None:
-        all_linear = problem.linear(part)
-        weights = weights * all_linear
-    sizes = xp.where(scores == -xp.inf, -xp.inf, xp.abs(weights))
-    _, indices, counts = select(sizes, k)
-    linear = None if part.gate is None else _take(xp, all_linear, indices, 0.0)
-    return _take(xp, scores, indices, -xp.inf), indices, counts, linear
-
-
-def _take(xp: Array, matrix: Array, indices: Array, unused: float) -> Array:
-    """``matrix[i, indices[i, j]]`` of (C, N), or of a row (1, N) for all; `unused` at -1."""
-    used = indices >= 0
-    if matrix.shape[1] == 0:
-        return xp.astype(indices, matrix.dtype)
-    safe = xp.astype(xp.where(used, indices, 0), xp.int64)
-    if matrix.shape[0] == 1:
-        taken = xp.reshape(xp.take(matrix[0, :], xp.reshape(safe, (-1,))), indices.shape)
-    else:
-        taken = xp.take_along_axis(matrix, safe, axis=1)
-    return xp.where(used, taken, unused)
+    scores, indices, *others = best.result(min(k, problem.keys))
+    if problem.ranks_weights:
+        scores = xp.where(indices < 0, -xp.inf, others[0])
+    if problem.late_scale != 1:
+        scores = scores * problem.late_scale
+    if part.gate is None:
+        return scores, indices, None
+    if problem.ranks_weights:
+        return scores, indices, others[1]
+    # Ranked by the gate's score, so the linear factor is needed at the kept units only.
+    linear = sampled_matmul(part.query, part.key, indices, _counts(xp, indices))
+    if part.key_bias is not None:
+        linear = linear + take_slots(xp, cast(xp, part.key_bias.T, problem.dtype), indices)
+    return scores, indices, linear
 
 
-def _scatter(weights: Array, indices: Array, counts: Array, rows: Array, total: Array) -> None:
-    """Add a transposed row-sparse product to `total` (N, V), in place for every engine."""
-    updated = scatter_matmul(weights, indices, counts, rows, total)
-    if updated is not total:
-        total[...] = updated
+def _counts(xp: Array, indices: Array) -> Array:
+    """(C,) int32: the slots of each row that are in use."""
+    return xp.sum(xp.astype(indices >= 0, xp.int32), axis=1, dtype=xp.int32)

@@ -6,10 +6,11 @@ from concurrent.futures import Executor
 
 from topk_np._namespace import Array, check_integer
 from topk_np.activations import softmax
-from topk_np.chunking import check_workers, plan_chunk
+from topk_np.chunking import DEFAULT_MEMORY_BUDGET, plan_dense_chunk
 from topk_np.inputs import attention_problem
-from topk_np.masking import Head
+from topk_np.problem import Task
 from topk_np.selection import select
+from topk_np.workers import check_workers
 
 
 def kept_mass(
@@ -70,16 +71,21 @@ def kept_mass(
     if not ks:
         raise ValueError("k must be an integer or a list of at least one, got an empty one")
     problem = attention_problem(query, key, key, mask, is_causal, query_offset, scale)
-    chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    if memory_budget is None:
+        memory_budget = DEFAULT_MEMORY_BUDGET
+    chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
     xp = problem.xp
     out = problem.zeros(len(ks), *problem.batch, problem.queries)
 
-    def work(head: Head, rows: slice) -> None:
-        weights = softmax(problem.scores(problem.part(head, rows), head, rows))
+    def work(task: Task) -> None:
+        head, rows = task
+        scores = problem.scores(problem.part(head, rows), head, rows)
+        weights = softmax(scores)
         # softmax keeps the order of the scores, so the largest weights are those of the kept keys
         best = xp.flip(xp.sort(select(weights, max(ks)).values, axis=1), axis=1)
         for i, one in enumerate(ks):
             out[(i, *head, rows)] = xp.sum(best[:, : min(one, best.shape[1])], axis=1)
 
-    problem.for_each_chunk(work, chunk, check_workers(workers))
+    with problem.crew(check_workers(workers)) as crew:
+        crew.map(work, problem.tasks(chunk))
     return out if given is k else out[0, ...]

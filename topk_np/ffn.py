@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from topk_np import core
 from topk_np._namespace import Array, array_namespace, check_integer
-from topk_np.chunking import check_workers, plan_chunk
+from topk_np.chunking import Chunks, plan_chunks
 from topk_np.inputs import check_dout, ffn_problem
 from topk_np.problem import Problem
+from topk_np.workers import check_workers
 
 
 class FFNGrads(NamedTuple):
@@ -33,7 +34,7 @@ class TopKFFNResiduals:
     lead: tuple[int, ...]
     """The leading axes of `x`, which are one axis of tokens in `problem`."""
     kept: core.Kept = field(repr=False)
-    chunk_size: int
+    chunks: Chunks
     workers: int | Executor = field(repr=False)
 
     @property
@@ -197,11 +198,11 @@ def topk_ffn_fwd(
     """
     problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate, select)
     k = check_integer("k", k, least=1)
-    chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
     threads = check_workers(workers)
-    out, kept = core.forward(problem, k, chunk, threads)
+    out, kept = core.forward(problem, k, chunks, threads)
     lead = tuple(x.shape[:-1])
-    residuals = TopKFFNResiduals(problem, lead, kept, chunk, threads)
+    residuals = TopKFFNResiduals(problem, lead, kept, chunks, threads)
     return problem.xp.reshape(out, (*lead, out.shape[-1])), residuals
 
 
@@ -248,7 +249,7 @@ def topk_ffn_bwd(residuals: TopKFFNResiduals, dout: Array, /) -> FFNGrads:
     problem = residuals.problem
     dout = check_dout(problem.query, (*residuals.lead, problem.out_shape[-1]), dout)
     dout = problem.xp.reshape(dout, problem.out_shape)
-    grads = core.backward(problem, residuals.kept, dout, residuals.chunk_size, residuals.workers)
+    grads = core.backward(problem, residuals.kept, dout, residuals.chunks, residuals.workers)
     return ffn_grads(residuals.lead, grads)
 
 
@@ -260,7 +261,7 @@ def ffn_grads(lead: tuple[int, ...], grads: dict[str, Array]) -> FFNGrads:
         xp.reshape(x, (*lead, x.shape[-1])),
         grads["key"],
         grads["value"],
-        grads["key_bias"][0, :] if "key_bias" in grads else None,
+        grads["key_bias"][:, 0] if "key_bias" in grads else None,
         grads["value_bias"][0, :] if "value_bias" in grads else None,
         grads.get("gate"),
     )

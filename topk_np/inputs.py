@@ -55,7 +55,7 @@ def attention_problem(
         batch,
         ACTIVATIONS["softmax"],
         scale=1 / math.sqrt(max(width, 1)) if scale is None else check_number("scale", scale),
-        mask=make_mask(xp, mask, is_causal, query_offset, batch, query.shape[-2], key.shape[-2]),
+        mask=make_mask(query, mask, is_causal, query_offset, batch, query.shape[-2], key.shape[-2]),
     )
 
 
@@ -70,15 +70,8 @@ def ffn_problem(
     select: str = "score",
 ) -> Problem:
     """The inputs and options of the feed-forward layer, checked; tokens are the queries."""
-    arrays = {
-        "x": x,
-        "keys": keys,
-        "values": values,
-        "key_bias": key_bias,
-        "value_bias": value_bias,
-        "gate": gate,
-    }
-    xp = check_floats(arrays)
+    optional = {"key_bias": key_bias, "value_bias": value_bias, "gate": gate}
+    xp = check_floats({"x": x, "keys": keys, "values": values}, optional)
     check_ndim("x", x, 1, "(..., D)")
     units, width = _check_matrix("keys", keys, "(F, D)")
     out_units, out_width = _check_matrix("values", values, "(F, V)")
@@ -100,9 +93,10 @@ def ffn_problem(
         (),
         ACTIVATIONS[check_choice("activation", activation, tuple(sorted(ACTIVATIONS)))],
         gate=None if gate is None else plain(gate),
-        key_bias=None if key_bias is None else plain(key_bias)[None, :],
+        key_bias=None if key_bias is None else plain(key_bias)[:, None],
         value_bias=None if value_bias is None else plain(value_bias)[None, :],
-        ranks_weights=select == "activation",
+        # Softmax without a gate keeps the order of the scores.
+        ranks_weights=select == "activation" and (gate is not None or activation != "softmax"),
     )
 
 
@@ -114,8 +108,9 @@ def _check_matrix(name: str, array: Array, legend: str) -> tuple[int, int]:
 
 def check_dout(like: Array, shape: tuple[int, ...], dout: Array) -> Array:
     """Check the gradient of an output, of the given shape and with the dtype of `like`."""
-    if namespace_of({"dout": dout}) is not namespace_of({"query": like}):
-        raise TypeError("dout must come from the array library of the output")
+    namespace_of({"the output": like, "dout": dout})
+    if dout is None:
+        raise TypeError("dout must be an array, got None")
     if dout.dtype != like.dtype:
         raise TypeError(f"dout must have the dtype of the output, {like.dtype}, got {dout.dtype}")
     check_device("dout", dout, "the output", like)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import (
     Array,
     Namespace,
+    check_device,
     check_flag,
     check_integer,
     dtype_name,
@@ -30,39 +30,47 @@ class Mask:
     offset: int | Array
     """The position of the first query: one for all, or an integer array over the leading axes."""
 
-    def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice) -> Array:
-        """The scores (C, N) of one chunk of queries with -inf where they may not attend."""
+    def visible(self, head: Head, rows: slice, keys: int) -> int:
+        """How many of the keys, from the first on, any of these queries may attend to at most."""
+        if not self.is_causal:
+            return keys
+        return max(0, min(keys, rows.stop + self._offset(head)))
+
+    def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
+        """The scores (C, n) of some queries and keys with -inf where they may not attend."""
         if self.array is not None:
             allowed = of_head(self.array, head)
-            if allowed.shape[0] > 1:
-                allowed = allowed[rows, :]
+            allowed = allowed[rows if allowed.shape[0] > 1 else slice(None), :]
+            allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
             scores = xp.where(allowed, scores, -xp.inf)
         if self.is_causal:
-            where = {"dtype": xp.int64, "device": device(scores)}
-            query = xp.arange(rows.start, rows.stop, **where)[:, None] + self._offset(head)
-            scores = xp.where(
-                xp.arange(scores.shape[1], **where)[None, :] <= query, scores, -xp.inf
-            )
+            first = rows.start + self._offset(head)
+            if keys.stop - 1 > first:
+                where = {"dtype": xp.int64, "device": device(scores)}
+                query = xp.arange(first, first + scores.shape[0], **where)[:, None]
+                key = xp.arange(keys.start, keys.stop, **where)[None, :]
+                scores = xp.where(key <= query, scores, -xp.inf)
         return scores
 
     def _offset(self, head: Head) -> int:
         if isinstance(self.offset, int):
             return self.offset
-        return int(self.offset[_own_place(self.offset.shape, head)])
+        return int(self.offset[own_place(self.offset.shape, head)])
 
 
 def of_head(array: Array, head: Head) -> Array:
     """The last two axes of `array` at one head; its leading axes broadcast to the heads'."""
-    return array[(*_own_place(array.shape[:-2], head), slice(None), slice(None))]
+    return array[(*own_place(array.shape[:-2], head), slice(None), slice(None))]
 
 
-def _own_place(lead: tuple[int, ...], head: Head) -> Head:
+def own_place(lead: tuple[int, ...], head: Head) -> Head:
+    """The place of a head among leading axes that broadcast to the heads'."""
     own = head[len(head) - len(lead) :]
     return tuple(0 if length == 1 else i for length, i in zip(lead, own, strict=True))
 
 
 def make_mask(
-    xp: Namespace,
+    query: Array,
     mask: Any,
     is_causal: Any,
     query_offset: Any,
@@ -72,10 +80,10 @@ def make_mask(
 ) -> Mask | None:
     """Check the mask options of an attention call; None if nothing is hidden."""
     if mask is not None:
-        mask = _check_mask(xp, mask, (*batch, queries, keys))
+        mask = _check_mask(query, mask, (*batch, queries, keys))
     is_causal = check_flag("is_causal", is_causal)
     if query_offset is not None:
-        query_offset = _check_offset(xp, query_offset, batch)
+        query_offset = _check_offset(query, query_offset, batch)
     elif is_causal and queries != keys:
         raise ValueError(
             "query_offset, the position of the first query, is required with is_causal when the "
@@ -86,9 +94,9 @@ def make_mask(
     return Mask(mask, is_causal, 0 if query_offset is None else query_offset)
 
 
-def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...]) -> Array:
-    if namespace_of({"mask": mask}) is not xp:
-        raise TypeError("mask must come from the array library of query")
+def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
+    xp = namespace_of({"query": query, "mask": mask})
+    check_device("mask", mask, "query", query)
     if dtype_name(mask) != "bool":
         raise TypeError(
             f"mask must be boolean, True where a query may attend, got dtype {mask.dtype}; "
@@ -100,12 +108,14 @@ def _check_mask(xp: Namespace, mask: Any, full: tuple[int, ...]) -> Array:
     return mask
 
 
-def _check_offset(xp: Namespace, offset: Any, batch: Head) -> int | Array:
+def _check_offset(query: Array, offset: Any, batch: Head) -> int | Array:
     if getattr(offset, "shape", ()) == ():
         return check_integer("query_offset", offset)
-    if namespace_of({"query_offset": offset}) not in (xp, np) or "int" not in dtype_name(offset):
+    namespace_of({"query": query, "query_offset": offset})
+    check_device("query_offset", offset, "query", query)
+    if "int" not in dtype_name(offset):
         raise TypeError(
-            "query_offset must be an integer or an integer array of the library of query, "
+            "query_offset must be an integer or an integer array, "
             f"got an array of dtype {offset.dtype}"
         )
     _check_broadcasts("query_offset", tuple(offset.shape), batch, "(...)")

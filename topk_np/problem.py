@@ -8,8 +8,6 @@ one head at a time, as plain matrices: query rows (C, D), key (N, D), value (N, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,14 +15,19 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, Namespace, cast, compute_dtype, is_numpy
 from topk_np.activations import Activation
-from topk_np.chunking import chunks, run
+from topk_np.chunking import Sizes, slices
+from topk_np.kernels import engine
 from topk_np.masking import Head, Mask, of_head
+from topk_np.workers import Crew, Scratch
+
+Task = tuple[Head, slice]  # some queries of one head
 
 
 class Part(NamedTuple):
-    """The matrices that one chunk of queries of one head needs, in the computing dtype."""
+    """The matrices that a chunk of queries of one head needs, as the caller gave them."""
 
     query: Array
+    """(C, D), in the computing dtype."""
     key: Array
     value: Array
     gate: Array | None = None
@@ -51,7 +54,7 @@ class Problem:
     gate: Array | None = None
     """(N, D). With a gate the weights are activation(query gateᵀ) * (query keyᵀ + key_bias)."""
     key_bias: Array | None = None
-    """(1, N)"""
+    """(N, 1)"""
     value_bias: Array | None = None
     """(1, V)"""
     ranks_weights: bool = False
@@ -84,85 +87,88 @@ class Problem:
         return compute_dtype(self.xp, self.query)
 
     @property
-    def row_bytes(self) -> int:
-        """Scratch that one query of a chunk needs: a few copies of its row of scores."""
-        copies = 4 if self.gate is None else 6
-        return copies * max(self.keys, 1) * (8 if self.dtype == self.xp.float64 else 4)
+    def late_scale(self) -> float:
+        """
+        The part of `scale` that the kept scores get, after selection.
+
+        A positive factor changes no order, so ranking can do without it. It is never moved into
+        the product, where it would make equal integer products differ.
+        """
+        return self.scale if self.scale > 0 else 1.0
+
+    def sizes(self, k: int) -> Sizes:
+        """What the plan for this problem depends on."""
+        hidden = self.mask is not None
+        return Sizes(
+            heads=len(self.heads()),
+            queries=self.queries,
+            keys=self.keys,
+            width=int(self.query.shape[-1] + self.value.shape[-1]),
+            slots=min(k, self.keys),
+            itemsize=8 if self.dtype == self.xp.float64 else 4,
+            score_matrices=1 + hidden + 4 * self.ranks_weights,
+            whole_rows=self.ranks_weights and not self.activation.by_element,
+        )
 
     def zeros(self, *shape: int, dtype: Any = None) -> Array:
         """An array of zeros beside the inputs, of the computing dtype unless told otherwise."""
         dtype = self.dtype if dtype is None else dtype
         return self.xp.zeros(shape, dtype=dtype, device=device(self.query))
 
+    def heads(self) -> list[Head]:
+        """The place of every head among the leading axes."""
+        return list(itertools.product(*map(range, self.batch)))
+
+    def tasks(self, chunk: int) -> list[Task]:
+        """Every chunk of queries of every head."""
+        return list(itertools.product(self.heads(), slices(self.queries, chunk)))
+
     def part(self, head: Head, rows: slice) -> Part:
         """The matrices for some queries of one head."""
-        matrices = {
-            name: cast(self.xp, of_head(array, head), self.dtype)
-            for name, array in self.inputs.items()
-            if name != "query"
-        }
-        query = cast(self.xp, of_head(self.query, head)[rows, :], self.dtype)
+        matrices = {name: of_head(array, head) for name, array in self.inputs.items()}
+        query = cast(self.xp, matrices.pop("query")[rows, :], self.dtype)
         return Part(query, **matrices)
 
-    def scores(self, part: Part, head: Head, rows: slice) -> Array:
-        """(C, N): what goes into the activation; -inf where a key is masked."""
-        if part.gate is not None:
-            return part.query @ part.gate.T
-        scores = part.query @ part.key.T
-        if self.scale != 1:
-            # After the product, so that equal integer products stay equal.
+    def ranks(
+        self, part: Part, head: Head, rows: slice, keys: slice, scratch: Scratch | None = None
+    ) -> Array:
+        """(C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""
+        ranking = part.key if part.gate is None else part.gate
+        scores = self._product("scores", part.query, ranking[keys, :], scratch)
+        if self.late_scale != self.scale:
             scores = scores * self.scale
+        if part.key_bias is not None and part.gate is None:
+            scores = scores + cast(self.xp, part.key_bias[keys, :].T, self.dtype)
+        if self.mask is not None:
+            scores = self.mask.hide(self.xp, scores, head, rows, keys)
+        return scores
+
+    def scores(self, part: Part, head: Head, rows: slice) -> Array:
+        """(C, N): what goes into the activation, of all keys; -inf where a key is masked."""
+        scores = self.ranks(part, head, rows, slice(0, self.keys))
+        return scores if self.late_scale == 1 else scores * self.late_scale
+
+    def linear(self, part: Part, keys: slice, scratch: Scratch | None = None) -> Array | None:
+        """(C, n): the factor beside the activation in a gated unit; None without a gate."""
+        if part.gate is None:
+            return None
+        linear = self._product("linear", part.query, part.key[keys, :], scratch)
         if part.key_bias is not None:
-            scores = scores + part.key_bias
-        return scores if self.mask is None else self.mask.hide(self.xp, scores, head, rows)
+            linear = linear + cast(self.xp, part.key_bias[keys, :].T, self.dtype)
+        return linear
 
-    def linear(self, part: Part) -> Array:
-        """(C, N): the factor beside the activation in a gated unit."""
-        linear = part.query @ part.key.T
-        return linear if part.key_bias is None else linear + part.key_bias
+    def crew(self, workers: Any) -> Crew:
+        """The threads for this problem: one where more are not worth starting."""
+        scores = len(self.heads()) * self.queries * self.keys
+        return Crew(workers if is_numpy(self.xp) and scores >= WORTH_THREADS else 1)
 
-    def for_each_chunk(
-        self, work: Callable[[Head, slice], None], chunk: int, workers: int | Executor
-    ) -> None:
-        """Call `work` on every chunk of queries of every head, in any order."""
-        tasks = list(itertools.product(self._heads(), chunks(self.queries, chunk)))
-        run(lambda task: work(*task), tasks, workers if is_numpy(self.xp) else 1)
+    def _product(self, name: str, rows: Array, keys: Array, scratch: Scratch | None) -> Array:
+        """(C, n): ``rows keysᵀ``, in the thread's scratch where there is one."""
+        keys = cast(self.xp, keys, self.dtype)
+        buffer = None
+        if scratch is not None and is_numpy(self.xp):
+            buffer = scratch.matrix(name, rows.shape[0], keys.shape[0], self.dtype)
+        return engine(self.xp).matmul(rows, keys, buffer)
 
-    def sum_gradients(
-        self,
-        add: Callable[[dict[str, Array], Head, slice], None],
-        chunk: int,
-        workers: int | Executor,
-    ) -> dict[str, Array]:
-        """
-        The gradients of the inputs by name, to which `add` adds what each chunk contributes.
 
-        `add` gets the gradients of its head as matrices, to be changed in place. Heads that share
-        an input through a broadcast axis are taken one after the other, always in one order.
-        """
-        sums = {name: self.zeros(*array.shape) for name, array in self.inputs.items()}
-
-        def work(group: list[Head]) -> None:
-            for head in group:
-                own = {name: of_head(total, head) for name, total in sums.items()}
-                for rows in chunks(self.queries, chunk):
-                    add(own, head, rows)
-
-        run(work, self._groups(), workers if is_numpy(self.xp) else 1)
-        return {name: cast(self.xp, total, self.query.dtype) for name, total in sums.items()}
-
-    def _heads(self) -> Iterator[Head]:
-        return itertools.product(*map(range, self.batch))
-
-    def _groups(self) -> list[list[Head]]:
-        """The heads, in groups that share no input with each other."""
-        full = [
-            (1,) * (len(self.batch) + 2 - array.ndim) + array.shape
-            for array in self.inputs.values()
-        ]
-        shared = [any(shape[axis] == 1 for shape in full) for axis in range(len(self.batch))]
-        groups: dict[Head, list[Head]] = {}
-        for head in self._heads():
-            own = tuple(0 if together else i for i, together in zip(head, shared, strict=True))
-            groups.setdefault(own, []).append(head)
-        return list(groups.values())
+WORTH_THREADS = 2**18  # scores from which threads save more than they cost

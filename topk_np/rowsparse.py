@@ -21,6 +21,14 @@ def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) ->
     return engine(array_namespace(rows)).sampled_matmul(rows, values, indices, counts)
 
 
-def scatter_matmul(weights: Array, indices: Array, counts: Array, rows: Array, out: Array) -> Array:
-    """`out` (N, V) plus the transposed row-sparse matrix times `rows` (C, V); in place on NumPy."""
-    return engine(array_namespace(weights)).scatter_matmul(weights, indices, counts, rows, out)
+def scatter_matmul(
+    weights: Array, indices: Array, counts: Array, rows: Array, out: Array, first: int = 0
+) -> Array:
+    """
+    `out` plus some rows of the transposed row-sparse matrix times `rows` (C, V).
+
+    `out` (n, V) stands for the rows first..first + n of the product; on NumPy it is added to in
+    place.
+    """
+    kernels = engine(array_namespace(weights))
+    return kernels.scatter_matmul(weights, indices, counts, rows, out, first)

@@ -1,4 +1,4 @@
-"""The k largest entries of each row."""
+"""The k largest entries of each row: of a matrix, of one seen in blocks, of any array."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from array_api_compat import device
 
 from topk_np._namespace import (
     Array,
+    Namespace,
     array_namespace,
     cast,
+    check_flag,
     check_floats,
     check_integer,
     compute_dtype,
@@ -31,6 +33,76 @@ class TopK(NamedTuple):
 def select(scores: Array, k: int) -> Selection:
     """The k best of each row of scores (C, N), ascending by index; -inf means not allowed."""
     return engine(array_namespace(scores)).select(scores, k)  # type: ignore[no-any-return]
+
+
+class KBest:
+    """
+    The k best of each row of a matrix that is seen in blocks of columns, from left to right.
+
+    The k best of all are the k best of each block's k best. Once k are known, only what exceeds
+    the least of them can matter (an equal score further right loses), so that little of a later
+    block is ever looked at twice. Finds are merged when as many as k have come together.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._found: list[list[Array]] = []  # blocks of [values, indices, *others], all (C, W)
+        self._floor: Array | None = None
+        self._waiting = 0
+
+    def add(self, scores: Array, start: int, *others: Array) -> None:
+        """See a block (C, n) that begins at column `start`; `others` are kept at the same places."""
+        xp = array_namespace(scores)
+        if self._found and (self._floor is None or self._waiting >= self._k):
+            self._floor = self._merge(xp)
+        if self._floor is None:
+            values, indices, _ = select(scores, self._k)
+        else:
+            values, indices, _ = engine(xp).select_above(scores, self._k, self._floor)
+        kept = [take_slots(xp, other, indices) for other in others]
+        self._found.append([values, xp.where(indices < 0, indices, indices + start), *kept])
+        self._waiting += values.shape[1]
+
+    def result(self, slots: int) -> list[Array]:
+        """Values, int32 indices and `others` of the k best, (C, slots); -inf, -1 and 0 unused."""
+        xp = array_namespace(self._found[0][0])
+        if len(self._found) > 1:
+            self._merge(xp)
+        (found,) = self._found
+        missing = slots - found[0].shape[1]
+        if missing > 0:
+            free = [-xp.inf, -1, *([0.0] * (len(found) - 2))]
+            for i, (array, fill) in enumerate(zip(found, free, strict=True)):
+                shape = (array.shape[0], missing)
+                end = xp.full(shape, fill, dtype=array.dtype, device=device(array))
+                found[i] = xp.concat([array, end], axis=1)
+        return found
+
+    def _merge(self, xp: Namespace) -> Array:
+        """Merge what was found; return the floor (C,) that later scores must exceed."""
+        if len(self._found) > 1:
+            values, *rest = (xp.concat(arrays, axis=1) for arrays in zip(*self._found, strict=True))
+            best, places, _ = select(values, self._k)
+            indices, *others = (take_slots(xp, array, places) for array in rest)
+            self._found = [[best, xp.where(places < 0, places, indices), *others]]
+        self._waiting = 0
+        values = self._found[0][0]
+        least = xp.min(xp.where(xp.isnan(values), xp.inf, values), axis=1)
+        # Rows that are not full yet have -inf in a slot, unless there are fewer slots than k.
+        return least if values.shape[1] == self._k else xp.full_like(least, -xp.inf)
+
+
+def take_slots(xp: Namespace, matrix: Array, indices: Array) -> Array:
+    """``matrix[i, indices[i, j]]`` of (C, N), or of a row (1, N) for all; 0 where an index is -1."""
+    if matrix.shape[1] == 0 or indices.shape[1] == 0:
+        return xp.zeros(indices.shape, dtype=matrix.dtype, device=device(matrix))
+    used = indices >= 0
+    safe = xp.astype(xp.where(used, indices, 0), xp.int64)
+    if matrix.shape[0] == 1:
+        taken = xp.reshape(xp.take(matrix[0, :], xp.reshape(safe, (-1,))), indices.shape)
+    else:
+        taken = xp.take_along_axis(matrix, safe, axis=1)
+    return xp.where(used, taken, xp.zeros_like(taken))
 
 
 def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
@@ -60,7 +132,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     Raises
     ------
     TypeError
-        If `x` is not a floating array, or `k` or `axis` is not an integer.
+        If `x` is not a floating array, `k` or `axis` is not an integer, or `sorted` not a bool.
     ValueError
         If `k` is below 1, or `axis` is not an axis of `x`.
 
@@ -79,6 +151,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     xp = check_floats({"x": x})
     x = plain(x)
     k = check_integer("k", k, least=1)
+    sorted = check_flag("sorted", sorted)
     axis = check_integer("axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be an axis of x, which has {x.ndim} axes, got {axis}")
@@ -99,7 +172,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     )
 
 
-def _select_any(xp: Array, scores: Array, k: int) -> tuple[Array, Array]:
+def _select_any(xp: Namespace, scores: Array, k: int) -> tuple[Array, Array]:
     """`select`, with -inf as a value like any other."""
     values, indices, counts = select(scores, k)
     if k and bool(xp.any(counts < k)):
@@ -114,7 +187,7 @@ def _select_any(xp: Array, scores: Array, k: int) -> tuple[Array, Array]:
     return values, indices
 
 
-def _falling(xp: Array, values: Array) -> Array:
+def _falling(xp: Namespace, values: Array) -> Array:
     """A stable order of each row: NaN, then falling values."""
     nan = xp.isnan(values)
     order = xp.argsort(xp.where(nan, 0.0, -values), axis=1, stable=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from topk_np._namespace import Array
 from topk_np.attention import AttentionGrads
-from topk_np.chunking import check_workers, plan_chunk
+from topk_np.chunking import plan_dense_chunk
 from topk_np.dense import core
 from topk_np.inputs import attention_problem, check_dout
 from topk_np.problem import Problem
+from topk_np.workers import check_workers
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,7 @@ def dense_attention_fwd(
     """
     problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
     threads = check_workers(workers)
-    if chunk_size is None and memory_budget is None:
-        chunk = max(problem.queries, 1)
-    else:
-        chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
     out = core.forward(problem, chunk, threads)
     return out, DenseAttentionResiduals(problem, chunk, threads)
 

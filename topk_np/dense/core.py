@@ -10,26 +10,30 @@ from __future__ import annotations
 from concurrent.futures import Executor
 
 from topk_np._namespace import Array, cast
+from topk_np.gradients import RowsTerm, Term, sum_gradients
 from topk_np.kernels.portable import masked_matmul
 from topk_np.masking import Head
-from topk_np.problem import Part, Problem
+from topk_np.problem import Part, Problem, Task
 
 
 def forward(problem: Problem, chunk: int, workers: int | Executor) -> Array:
     """The output (..., Q, V)."""
+    xp = problem.xp
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
 
-    def work(head: Head, rows: slice) -> None:
-        part = problem.part(head, rows)
+    def work(task: Task) -> None:
+        head, rows = task
+        part = _computed(problem, head, rows)
         scores, activated, linear = _weights(problem, part, head, rows)
-        weights = activated if linear is None else activated * linear
-        allowed = scores != -problem.xp.inf
-        piece = masked_matmul(problem.xp.where(allowed, weights, 0.0), allowed, part.value)
+        allowed = scores != -xp.inf
+        weights = xp.where(allowed, activated if linear is None else activated * linear, 0.0)
+        piece = masked_matmul(weights, allowed, part.value)
         if part.value_bias is not None:
             piece = piece + part.value_bias
-        out[(*head, rows, slice(None))] = cast(problem.xp, piece, out.dtype)
+        out[(*head, rows, slice(None))] = cast(xp, piece, out.dtype)
 
-    problem.for_each_chunk(work, chunk, workers)
+    with problem.crew(workers) as crew:
+        crew.map(work, problem.tasks(chunk))
     return out
 
 
@@ -39,8 +43,8 @@ def backward(
     """The gradients of the inputs by name."""
     xp = problem.xp
 
-    def add(sums: dict[str, Array], head: Head, rows: slice) -> None:
-        part = problem.part(head, rows)
+    def terms_of(head: Head, rows: slice) -> dict[str, Term]:
+        part = _computed(problem, head, rows)
         scores, activated, linear = _weights(problem, part, head, rows)
         allowed = scores != -xp.inf
         weights = xp.where(allowed, activated if linear is None else activated * linear, 0.0)
@@ -48,23 +52,34 @@ def backward(
 
         # piece = weights value + value_bias
         dweights = xp.where(allowed, dpiece @ part.value.T, 0.0)
-        sums["value"] += masked_matmul(weights.T, allowed.T, dpiece)
-        if "value_bias" in sums:
-            sums["value_bias"] += xp.sum(dpiece, axis=0, keepdims=True)
+        terms: dict[str, Term] = {"value": RowsTerm(masked_matmul(weights.T, allowed.T, dpiece), 0)}
+        if part.value_bias is not None:
+            terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
         # weights = activation(scores) * linear
         dactivated = dweights if linear is None else dweights * linear
         dscores = xp.where(allowed, problem.activation.vjp(scores, activated, dactivated), 0.0)
-        if linear is not None:
-            dlinear = xp.where(allowed, dweights * activated, 0.0)
-            _add_product(sums, "gate", dscores, allowed, part.gate, part.query, rows)
-        else:
-            dlinear = dscores
-        # scores or linear = scale * query keyᵀ + key_bias
-        if "key_bias" in sums:
-            sums["key_bias"] += xp.sum(dlinear, axis=0, keepdims=True)
-        _add_product(sums, "key", dlinear * problem.scale, allowed, part.key, part.query, rows)
+        # scores, or the linear factor of a gated unit, = scale * query keyᵀ + key_bias
+        dproduct = dscores if linear is None else xp.where(allowed, dweights * activated, 0.0)
+        if part.key_bias is not None:
+            terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], 0)
+        dproduct = dproduct * problem.scale
+        terms["key"] = RowsTerm(masked_matmul(dproduct.T, allowed.T, part.query), 0)
+        dquery = masked_matmul(dproduct, allowed, part.key)
+        if part.gate is not None:
+            terms["gate"] = RowsTerm(masked_matmul(dscores.T, allowed.T, part.query), 0)
+            dquery = dquery + masked_matmul(dscores, allowed, part.gate)
+        terms["query"] = RowsTerm(dquery, rows.start)
+        return terms
 
-    return problem.sum_gradients(add, chunk, workers)
+    with problem.crew(workers) as crew:
+        return sum_gradients(problem, terms_of, chunk, crew, wave_size=crew.threads)
+
+
+def _computed(problem: Problem, head: Head, rows: slice) -> Part:
+    """The matrices for some queries of one head, all in the computing dtype."""
+    matrices = problem.part(head, rows)
+    xp, dtype = problem.xp, problem.dtype
+    return Part(*(None if matrix is None else cast(xp, matrix, dtype) for matrix in matrices))
 
 
 def _weights(
@@ -72,19 +87,5 @@ def _weights(
 ) -> tuple[Array, Array, Array | None]:
     """The scores of a chunk, their activation, and the linear factor of a gated unit."""
     scores = problem.scores(part, head, rows)
-    linear = None if part.gate is None else problem.linear(part)
+    linear = problem.linear(part, slice(0, problem.keys))
     return scores, problem.activation.value(scores), linear
-
-
-def _add_product(
-    sums: dict[str, Array],
-    name: str,
-    dproduct: Array,
-    allowed: Array,
-    key: Array,
-    query: Array,
-    rows: slice,
-) -> None:
-    """Add the gradients of ``product = query keyᵀ`` with respect to both factors."""
-    sums["query"][rows, :] += masked_matmul(dproduct, allowed, key)
-    sums[name] += masked_matmul(dproduct.T, allowed.T, query)

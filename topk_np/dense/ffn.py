@@ -6,11 +6,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from topk_np._namespace import Array
-from topk_np.chunking import check_workers, plan_chunk
+from topk_np.chunking import plan_dense_chunk
 from topk_np.dense import core
 from topk_np.ffn import FFNGrads, ffn_grads
 from topk_np.inputs import check_dout, ffn_problem
 from topk_np.problem import Problem
+from topk_np.workers import check_workers
 
 
 @dataclass(frozen=True)
@@ -144,10 +145,7 @@ def dense_ffn_fwd(
     """
     problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate)
     threads = check_workers(workers)
-    if chunk_size is None and memory_budget is None:
-        chunk = max(problem.queries, 1)
-    else:
-        chunk = plan_chunk(problem.queries, problem.row_bytes, chunk_size, memory_budget)
+    chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
     lead = tuple(x.shape[:-1])
     out = problem.xp.reshape(core.forward(problem, chunk, threads), (*lead, values.shape[-1]))
     return out, DenseFFNResiduals(problem, lead, chunk, threads)

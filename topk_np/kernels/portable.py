@@ -12,6 +12,11 @@ from topk_np._namespace import Array, array_namespace
 from topk_np.kernels import Selection
 
 
+def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
+    """(C, n): ``rows @ keys.T``; other engines write it to `scratch`."""
+    return rows @ keys.T
+
+
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     xp = array_namespace(scores)
@@ -34,6 +39,12 @@ def select(scores: Array, k: int) -> Selection:
     )
 
 
+def select_above(scores: Array, k: int, floor: Array) -> Selection:
+    """The k largest of each row among what exceeds its `floor` (C,); a NaN always does."""
+    xp = array_namespace(scores)
+    return select(xp.where(scores <= floor[:, None], -xp.inf, scores), k)
+
+
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
     xp = array_namespace(weights)
@@ -48,10 +59,17 @@ def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) ->
     return xp.where(used, xp.sum(rows[:, None, :] * gathered, axis=2), 0.0)
 
 
-def scatter_matmul(weights: Array, indices: Array, counts: Array, rows: Array, out: Array) -> Array:
-    """`out` (N, V) with ``weights[i, j] * rows[i]`` added to its row ``indices[i, j]``."""
+def scatter_matmul(
+    weights: Array, indices: Array, counts: Array, rows: Array, out: Array, first: int = 0
+) -> Array:
+    """
+    `out` with ``weights[i, j] * rows[i]`` added to its row ``indices[i, j] - first``.
+
+    Indices outside of `out` are left out, so that several calls can share the work.
+    """
     xp = array_namespace(weights)
-    columns = xp.arange(out.shape[0], dtype=xp.int32, device=device(indices))[None, :]
+    last = first + out.shape[0]
+    columns = xp.arange(first, last, dtype=xp.int32, device=device(indices))[None, :]
     used = _used(indices, counts)
     hit = xp.zeros((rows.shape[0], out.shape[0]), dtype=xp.bool, device=device(indices))
     dense = xp.zeros(hit.shape, dtype=weights.dtype, device=device(indices))

@@ -1,0 +1,109 @@
+"""
+Gradients of a problem's inputs, summed over chunks of queries and over heads.
+
+The chunks are worked on by all threads at once, and several may add to one gradient: all heads of
+a group to their common key, all chunks of a head to its keys. So the terms of a wave of chunks are
+made first, in any order, and then added, each gradient by one thread at a time and always in the
+same order. Long gradients are cut into ranges of keys, so that one head is enough for all threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from topk_np._namespace import Array, cast
+from topk_np.chunking import slices
+from topk_np.masking import Head, of_head, own_place
+from topk_np.problem import Problem, Task
+from topk_np.rowsparse import scatter_matmul
+from topk_np.workers import MOST_TASKS, Crew
+
+MOST_RANGES = 4  # ranges of keys that one gradient is cut into
+LEAST_RANGE = 4096  # keys
+
+
+class Term(Protocol):
+    """Something to be added to the gradient of one head of one input."""
+
+    def add_to(self, total: Array, first: int) -> None:
+        """Add it to `total`, the gradient's rows from `first` on."""
+
+
+@dataclass(frozen=True)
+class RowsTerm:
+    """Rows of a gradient, from row `start` on."""
+
+    rows: Array
+    start: int
+
+    def add_to(self, total: Array, first: int) -> None:
+        """See `Term`."""
+        total[self.start : self.start + self.rows.shape[0], :] += self.rows
+
+
+@dataclass(frozen=True)
+class SparseTerm:
+    """The transposed row-sparse matrix (weights, indices, counts) times `rows`."""
+
+    weights: Array
+    indices: Array
+    counts: Array
+    rows: Array
+
+    def add_to(self, total: Array, first: int) -> None:
+        """See `Term`."""
+        updated = scatter_matmul(self.weights, self.indices, self.counts, self.rows, total, first)
+        if updated is not total:
+            total[...] = updated
+
+
+class _Share(NamedTuple):
+    """A range of rows of one head's gradient, and the terms to add there, in order."""
+
+    total: Array
+    terms: list[Term]
+    rows: slice
+
+    def add(self) -> None:
+        for term in self.terms:
+            term.add_to(self.total[self.rows, :], self.rows.start)
+
+
+def sum_gradients(
+    problem: Problem,
+    terms_of: Callable[[Head, slice], dict[str, Term]],
+    chunk: int,
+    crew: Crew,
+    wave_size: int = MOST_TASKS,
+) -> dict[str, Array]:
+    """
+    The gradients of the inputs by name.
+
+    ``terms_of(head, rows)`` gives what a chunk of queries contributes, by the name of the input;
+    it is called on `wave_size` chunks before what they contribute is added.
+    """
+    sums = {name: problem.zeros(*array.shape) for name, array in problem.inputs.items()}
+    tasks = problem.tasks(chunk)
+    for wave in slices(len(tasks), wave_size):
+        made = crew.map(lambda task: terms_of(*task), tasks[wave])
+        crew.map(_Share.add, _shares(sums, tasks[wave], made))
+    return {name: cast(problem.xp, total, problem.query.dtype) for name, total in sums.items()}
+
+
+def _shares(sums: dict[str, Array], tasks: list[Task], made: list[dict[str, Term]]) -> list[_Share]:
+    """What can be added independently: one head of one gradient, or a range of its rows."""
+    gathered: dict[tuple[str, Head], list[Term]] = {}
+    for (head, _), terms in zip(tasks, made, strict=True):
+        for name, term in terms.items():
+            place = own_place(sums[name].shape[:-2], head)
+            gathered.setdefault((name, place), []).append(term)
+    shares = []
+    for (name, place), terms_here in gathered.items():
+        total = of_head(sums[name], place)
+        size = max(total.shape[0], 1)
+        if isinstance(terms_here[0], SparseTerm):
+            size = max(LEAST_RANGE, -(-size // MOST_RANGES))
+        shares += [_Share(total, terms_here, rows) for rows in slices(total.shape[0], size)]
+    return shares

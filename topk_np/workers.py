@@ -1,0 +1,161 @@
+"""Threads that share the work of one call, with BLAS held to one thread meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from topk_np._namespace import Array, check_integer
+
+MOST_TASKS = 8  # run at once; the memory budget is shared by as many
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def check_workers(workers: Any) -> int | Executor:
+    """Check the option `workers`: None is one for each core that this process may use."""
+    if workers is None:
+        return available_cores()
+    if isinstance(workers, Executor):
+        if isinstance(workers, ProcessPoolExecutor):
+            raise TypeError(
+                "workers must be an integer or an executor that runs threads, "
+                "got a ProcessPoolExecutor, whose processes cannot write to our arrays"
+            )
+        return workers
+    return check_integer("workers", workers, least=1)
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Scratch(threading.local):
+    """Buffers that each thread uses again from task to task: fresh ones cost page faults."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Array] = {}
+
+    def matrix(self, name: str, rows: int, columns: int, dtype: Any) -> Array:
+        """A NumPy array (rows, columns) with arbitrary contents, the thread's own by this name."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.size < rows * columns or buffer.dtype != dtype:
+            buffer = self._buffers[name] = np.empty(rows * columns, dtype)
+        return buffer[: rows * columns].reshape(rows, columns)
+
+
+class Crew:
+    """
+    Up to `MOST_TASKS` threads, the calling one among them, for one call.
+
+    The calling thread works too, so a pool that is busy, even with this call itself, cannot block
+    it. Which thread does what changes no result.
+    """
+
+    def __init__(self, workers: int | Executor) -> None:
+        self.scratch = Scratch()
+        self._own_pool: ThreadPoolExecutor | None = None
+        self._pool = workers if isinstance(workers, Executor) else None
+        self.threads = MOST_TASKS if isinstance(workers, Executor) else min(workers, MOST_TASKS)
+
+    def __enter__(self) -> Crew:
+        _guard.enter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _guard.leave()
+        if self._own_pool is not None:
+            self._own_pool.shutdown()
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Result]:
+        """
+        ``[function(task) for task in tasks]``, shared among the threads.
+
+        The first exception stops the rest and is raised here once every thread has let go.
+        """
+        tasks = list(tasks)
+        results: list[Any] = [None] * len(tasks)
+        queue, lock, stop = iter(enumerate(tasks)), threading.Lock(), threading.Event()
+
+        def work() -> None:
+            try:
+                # Rows of NaN or inf are promised, not remarkable: no warnings about them.
+                with np.errstate(all="ignore"):
+                    while not stop.is_set():
+                        with lock:
+                            i, task = next(queue, (None, None))
+                        if i is None:
+                            return
+                        results[i] = function(task)  # type: ignore[arg-type]
+            except BaseException:
+                stop.set()
+                raise
+
+        helpers = min(self.threads, len(tasks)) - 1
+        if helpers < 1:
+            work()
+        else:
+            self._work_beside(work, helpers)
+        return results
+
+    def _work_beside(self, work: Callable[[], None], helpers: int) -> None:
+        """Run `work` here and in up to `helpers` threads of the pool; return when all have ended."""
+        if self._pool is None:
+            self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
+        futures: list[Future[None]] = []
+        try:
+            futures.extend(self._pool.submit(work) for _ in range(helpers))
+            work()
+        finally:
+            started = [future for future in futures if not future.cancel()]
+            errors = [future.exception() for future in started]
+        for error in errors:
+            if error is not None:
+                raise error
+
+
+class _BlasGuard:
+    """Holds BLAS to one thread while anybody computes, and puts its setting back after the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = _controller().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                limit, self._limit = self._limit, None
+                limit.restore_original_limits()
+
+
+_guard = _BlasGuard()  # module state, as BLAS's own setting is the process's
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()  # scans the loaded libraries: 1 ms, so once
