@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import string
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def row(**changes: Any) -> Row:
     """A line of the table."""
     values: dict[str, Any] = {
         "attention_k": None, "ffn_k": None, "keys_kept": 1.0, "mass_kept": 1.0, "perplexity": 10.0,
-        "accuracy": 0.5, "scratch": 32 * 2**20, "seconds": 2.0, "answer": PASS_KEY,
+        "accuracy": 0.5, "scratch": 32 * 2**20, "chunk_scratch": 2**20, "seconds": 2.0,
+        "answer": PASS_KEY,
     }  # fmt: skip
     return Row(**values | changes)
 
@@ -109,6 +111,7 @@ def test_rows_measure_what_they_are_called(model: Model) -> None:
     assert ffn.perplexity != dense.perplexity
     assert few.scratch < dense.scratch
     assert dense.scratch >= 300 * 300 * 4
+    assert dense.chunk_scratch < dense.scratch
     assert all(r.seconds > 0 and 0 <= r.accuracy <= 1 and len(r.answer) for r in rows)
 
 
@@ -151,7 +154,7 @@ def test_scratch_does_not_grow_with_the_square_of_the_length() -> None:
 
     def scratch(length: int, k: int | None) -> int:
         query, key, value = rng.standard_normal((3, 1, 1, length, 4), dtype=np.float32)
-        return experiment.attention_scratch((query, key, value), k)
+        return experiment.attention_scratch((query, key, value), k, in_chunks=k is not None)
 
     scratch(64, None)
     assert scratch(2048, None) > 3 * scratch(1024, None)
@@ -270,6 +273,25 @@ def test_a_failed_download_is_one_line(
     monkeypatch.setattr(inputs, "fetch", failing)
     line = fails(capsys, "demo", "--text", str(text), "--plot", str(tmp_path / "plot.png"))
     assert line == "topk_np demo: error: no network"
+
+
+def test_a_plot_that_cannot_be_saved_after_all_is_one_line(
+    tiny: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    plot = tmp_path / "plot.png"
+    arguments = ["--weights", tiny, "--text", text, "--tokens", 256, "--plot", plot]
+    assert main(["demo", *map(str, arguments)]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"topk_np demo: error: --plot {plot}: No space left on device\n"
+    )
 
 
 def test_the_text_is_read_no_further_than_needed(tmp_path: Path) -> None:

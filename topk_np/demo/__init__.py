@@ -54,6 +54,9 @@ def run(
     print(report.heading(name, model.params, tokens, source))
     print(report.table(rows))
     print(report.pass_key(rows))
-    save_plot(plot, rows, name, f"{tokens:,} tokens of {source}")
     print(report.findings(rows))
+    try:
+        save_plot(plot, rows, name, f"{tokens:,} tokens of {source}")
+    except OSError as error:
+        raise DemoError(f"--plot {plot}: {error.strerror}") from error
     print(f"\nPlot: {plot}")

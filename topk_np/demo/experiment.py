@@ -62,6 +62,7 @@ class Row:
     perplexity: float
     accuracy: float
     scratch: int  # bytes of attention beyond its inputs and its output, at the peak
+    chunk_scratch: int  # the same in the chunks that the model runs with; differs where dense
     seconds: float
     answer: str  # what the pass key was taken for
 
@@ -132,7 +133,8 @@ def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[
                 mass_kept=1.0 if attention_k is None else float(mass_kept[attention_k]),
                 perplexity=float(np.exp(np.mean(seen.loss[prompt.is_text]))),
                 accuracy=float(np.mean(hits[prompt.is_text])),
-                scratch=attention_scratch(heads[0], attention_k),
+                scratch=attention_scratch(heads[0], attention_k, in_chunks=attention_k is not None),
+                chunk_scratch=attention_scratch(heads[0], attention_k),
                 seconds=seconds,
                 answer=model.tokenizer.decode(seen.best[-prompt.digits :]),
             )
@@ -140,19 +142,19 @@ def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[
     return rows
 
 
-def attention_scratch(heads: Heads, k: int | None, /) -> int:
+def attention_scratch(heads: Heads, k: int | None, /, *, in_chunks: bool = True) -> int:
     """
-    Peak bytes that one call of causal attention holds beyond its inputs and its output.
+    Peak bytes that causal attention, dense if `k` is None, holds beyond its inputs and its output.
 
-    Dense attention (`k` None) is the textbook's: all scores of a head at once.
+    In chunks as the model runs it, or dense as in the textbook: all scores of a head at once.
     """
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        if k is None:
-            out = dense_attention(*heads, is_causal=True)
-        else:
+        if in_chunks:
             out = causal_attention(*heads, k=k)
+        else:
+            out = dense_attention(*heads, is_causal=True)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

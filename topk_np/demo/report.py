@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from topk_np.demo.experiment import FFN_SHARE, PASS_KEY, PASS_KEY_K, Row
-from topk_np.models.llama import LlamaParams
+from topk_np.models.llama import CHUNK, LlamaParams
 
 MEBI = 2**20
 NOTES = """\
 Softmax mass: the part of the dense attention weights that falls on the kept keys, mean over
 queries, heads and layers. Scratch: measured, beyond inputs and output, for one layer; dense is
-the textbook form, all scores of a head at once. Time: one pass over the text, model and loss."""
+the textbook form, all scores of a head at once (as it is run here, in chunks of {chunk} queries:
+{chunked} MiB). Time: one pass over the text, model and loss."""
 
 
 def heading(name: str, params: LlamaParams, tokens: int, source: str, /) -> str:
@@ -33,11 +34,12 @@ def table(rows: Sequence[Row], /) -> str:
     ]
     lines = [
         f"{label(row):22}{row.keys_kept:8.1%}{row.mass_kept:11.1%}{row.perplexity:12.2f}"
-        f"{row.accuracy:12.1%}{_mib(row):>10} MiB{row.seconds:7.1f} s"
+        f"{row.accuracy:12.1%}{_mib(row.scratch):>10} MiB{row.seconds:7.1f} s"
         for row in rows
     ]
     rule = "-" * len(head[1])
-    return "\n".join([*head, rule, *lines, rule, NOTES]) + "\n"
+    notes = NOTES.format(chunked=_mib(rows[0].chunk_scratch), chunk=CHUNK)
+    return "\n".join([*head, rule, *lines, rule, notes]) + "\n"
 
 
 def label(row: Row, /) -> str:
@@ -67,8 +69,8 @@ def findings(rows: Sequence[Row], /) -> str:
     return (
         f"1. k = {PASS_KEY_K} keeps {row.keys_kept:.0%} of the keys and {row.mass_kept:.0%} of "
         f"the softmax mass: perplexity {_change(dense, row)}, not retrained.\n"
-        f"2. Attention's scratch goes from {_mib(dense)} to {_mib(row)} MiB; dense {finds} the "
-        f"pass key, k = {PASS_KEY_K} {finds_too} it.\n"
+        f"2. Attention's scratch goes from {_mib(dense.scratch)} to {_mib(row.scratch)} MiB; "
+        f"dense {finds} the pass key, k = {PASS_KEY_K} {finds_too} it.\n"
         f"3. Feed-forward layers need a larger share: with 1 unit in {FFN_SHARE} "
         f"({ffn.ffn_k:,}) perplexity {_change(dense, ffn)}."
     )
@@ -78,8 +80,8 @@ def _found(row: Row) -> bool:
     return row.answer == PASS_KEY
 
 
-def _mib(row: Row) -> str:
-    return f"{row.scratch / MEBI:.1f}"
+def _mib(size: int) -> str:
+    return f"{size / MEBI:.1f}"
 
 
 def _change(dense: Row, row: Row) -> str:
