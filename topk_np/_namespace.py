@@ -191,7 +191,7 @@ def cast(xp: Namespace, array: Array, dtype: Any) -> Array:
 
 def nbytes(array: Array) -> int:
     """Bytes of the elements of an array of 32- or 64-bit numbers."""
-    return math.prod(array.shape) * (8 if dtype_name(array).endswith("64") else 4)
+    return int(math.prod(array.shape)) * (8 if dtype_name(array).endswith("64") else 4)
 
 
 def plain(array: Array) -> Array:

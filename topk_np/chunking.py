@@ -1,4 +1,4 @@
-"""How the work is cut into chunks of queries and blocks of keys, so that it fits a memory budget."""
+"""How the work is cut into chunks of queries and blocks of keys, to fit a memory budget."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
 
 
 def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None) -> int:
-    """How many queries make a chunk of the dense function: all unless one of the options is given."""
+    """How many queries make a chunk of the dense function: all, if neither option is given."""
     if memory_budget is None:
         rows = sizes.queries
     else:

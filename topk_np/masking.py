@@ -34,7 +34,7 @@ class Mask:
         """How many of the keys, from the first on, any of these queries may attend to at most."""
         if not self.is_causal:
             return keys
-        return max(0, min(keys, rows.stop + self._offset(head)))
+        return max(0, min(keys, int(rows.stop) + self._offset(head)))
 
     def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
         """The scores (C, n) of some queries and keys with -inf where they may not attend."""

@@ -51,7 +51,7 @@ class KBest:
         self._waiting = 0
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
-        """See a block (C, n) that begins at column `start`; `others` are kept at the same places."""
+        """See a block (C, n) from column `start` on; `others` are kept at the same places."""
         xp = array_namespace(scores)
         if self._found and (self._floor is None or self._waiting >= self._k):
             self._floor = self._merge(xp)
@@ -93,7 +93,7 @@ class KBest:
 
 
 def take_slots(xp: Namespace, matrix: Array, indices: Array) -> Array:
-    """``matrix[i, indices[i, j]]`` of (C, N), or of a row (1, N) for all; 0 where an index is -1."""
+    """``matrix[i, indices[i, j]]`` of (C, N), or of a row (1, N) for all; 0 at index -1."""
     if matrix.shape[1] == 0 or indices.shape[1] == 0:
         return xp.zeros(indices.shape, dtype=matrix.dtype, device=device(matrix))
     used = indices >= 0

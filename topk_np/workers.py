@@ -71,6 +71,7 @@ class Crew:
         self.threads = MOST_TASKS if isinstance(workers, Executor) else min(workers, MOST_TASKS)
 
     def __enter__(self) -> Crew:
+        """Hold BLAS to one thread."""
         _guard.enter()
         return self
 
@@ -80,6 +81,7 @@ class Crew:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Give BLAS its threads back, and end our own."""
         _guard.leave()
         if self._own_pool is not None:
             self._own_pool.shutdown()
@@ -116,7 +118,7 @@ class Crew:
         return results
 
     def _work_beside(self, work: Callable[[], None], helpers: int) -> None:
-        """Run `work` here and in up to `helpers` threads of the pool; return when all have ended."""
+        """Run `work` here and in up to `helpers` threads; return when all have ended."""
         if self._pool is None:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
         futures: list[Future[None]] = []

@@ -39,7 +39,7 @@ def select(scores: Array, k: int) -> Selection:
 
 
 def select_above(scores: Array, k: int, floor: Array) -> Selection:
-    """The k largest of each row among what exceeds its `floor` (C,), in as few slots as it takes."""
+    """The k largest of each row among what exceeds its `floor` (C,); few slots."""
     k = min(k, scores.shape[1])
     found = _find(scores, k, floor)
     if found is None:  # the floor lies too low for these scores: raise it
