@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+import topk_np.chunking
+import topk_np.gradients
+import topk_np.kernels.numpy
+import topk_np.problem
 from tests.backends import Backend, selected_backends
+
+# The sizes from which work is cut up, and what they are where small problems shall be cut too.
+TINY_PLANS = {
+    topk_np.chunking: {
+        "MOST_QUERIES": 4,
+        "FEWEST_QUERIES": 2,
+        "BLOCK_SCORES": 8,
+        "LEAST_BLOCK": 2,
+        "MOST_BACKWARD_QUERIES": 3,
+    },
+    topk_np.gradients: {"LEAST_RANGE": 2},
+    topk_np.kernels.numpy: {"GROUPS_PER_SLOT": 2, "LEAST_GROUP": 2, "GATHERED_BYTES": 64},
+    topk_np.problem: {"WORTH_THREADS": 0},
+}
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.differing_executors]
 settings.register_profile("dev", max_examples=12, deadline=None, suppress_health_check=_QUIET)
@@ -29,3 +48,13 @@ def xp(request: pytest.FixtureRequest) -> Backend:
     """Each array library in turn."""
     backend: Backend = request.param
     return backend
+
+
+@pytest.fixture(scope="module")
+def tiny_plans() -> Iterator[None]:
+    """Cut small problems into several chunks, blocks of keys, ranges and threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, constants in TINY_PLANS.items():
+            for name, value in constants.items():
+                patch.setattr(module, name, value)
+        yield

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Array = Any
@@ -29,6 +30,17 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, *, size: float = 1.0)
     size = max(size, float(finite.max(initial=0)))
     tolerance = 32 * float(np.finfo(expected.dtype).eps) * size
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def assert_rounded_once(actual: np.ndarray, unrounded: np.ndarray) -> None:
+    """Assert that `actual` is `unrounded`, computed in single precision or better, rounded to it.
+
+    One rounding is half a unit in the last place; twice that allows for the single precision.
+    """
+    limits = ml_dtypes.finfo(actual.dtype)  # type: ignore[no-untyped-call]
+    slack = float(limits.smallest_subnormal) + 1e-6 * float(np.abs(unrounded).max(initial=0))
+    wide = np.asarray(actual, unrounded.dtype)
+    np.testing.assert_allclose(wide, unrounded, rtol=float(limits.eps), atol=slack)
 
 
 def assert_all_close(

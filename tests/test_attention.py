@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from tests.oracles import (
 )
 from tests.strategies import AttentionProblem, attention_QND, seeds
 from tests.test_dense import assert_gradients_are_slopes
+
+pytestmark = pytest.mark.usefixtures("tiny_plans")
 
 
 @given(problem=attention_QND(), extra=st.integers(0, 3))

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from tests import calls
-from tests.oracles import ACTIVATION_NAMES, assert_same_bits
-from tests.strategies import AttentionProblem, FFNProblem, attention_QND, ffn_FD, seeds
+from tests.oracles import ACTIVATION_NAMES, assert_all_close, assert_close, assert_same_bits
+from tests.strategies import AttentionProblem, FFNProblem, attention_QND, ffn_FD
+
+# Small problems are cut up too, so that there is work for every thread.
+pytestmark = pytest.mark.usefixtures("tiny_plans")
 
 each_attention = pytest.mark.parametrize(
     "attention", [calls.topk_attention, calls.dense_attention], ids=["topk", "dense"]
@@ -48,12 +51,11 @@ def large_attention(seed: int) -> AttentionProblem:
         return rng.standard_normal(shape).astype(np.float32)
 
     return AttentionProblem(
-        normal(2, 3, 100, 16),
-        normal(2, 1, 130, 16),
-        normal(3, 130, 8),
-        normal(2, 3, 100, 8),
-        k=11,
-        chunk_size=9,
+        normal(2, 3, 20, 16),
+        normal(2, 1, 40, 16),
+        normal(3, 40, 8),
+        normal(2, 3, 20, 8),
+        k=7,
     )
 
 
@@ -65,17 +67,16 @@ def large_ffn(seed: int, activation: str) -> FFNProblem:
         return rng.standard_normal(shape).astype(np.float32)
 
     return FFNProblem(
-        normal(3, 70, 16),
-        normal(120, 16),
-        normal(120, 8),
-        normal(3, 70, 8),
-        k=13,
+        normal(2, 17, 16),
+        normal(40, 16),
+        normal(40, 8),
+        normal(2, 17, 8),
+        k=7,
         activation=activation,
-        key_bias=normal(120),
+        key_bias=normal(40),
         value_bias=normal(8),
-        gate=normal(120, 16),
+        gate=normal(40, 16),
         select="activation",
-        chunk_size=11,
     )
 
 
@@ -127,12 +128,14 @@ def test_calls_made_at_the_same_time_do_not_disturb_each_other(attention: Call) 
 
 
 @each_attention
-@given(problem=attention_QND(whole=True), seed=seeds)
-def test_the_memory_budget_changes_no_selection(
-    attention: Call, problem: AttentionProblem, seed: int
-) -> None:
-    roomy = attention(problem, chunk_size=None)
-    tight = attention(problem, chunk_size=None, memory_budget=8 * 8 * 8 * problem.keys)
-    np.testing.assert_allclose(tight.out, roomy.out, rtol=0, atol=1e-13 * problem.size)
+@given(problem=attention_QND(whole=True))
+def test_the_memory_budget_changes_no_selection(attention: Call, problem: AttentionProblem) -> None:
+    problem = replace(problem, chunk_size=None)
+    with pytest.raises(ValueError, match="memory_budget must be at least") as error:
+        attention(problem, memory_budget=1)
+    least = next(int(word) for word in str(error.value).split() if word.isdigit())
+    roomy, tight = attention(problem), attention(problem, memory_budget=least)
+    assert_close(tight.out, roomy.out, size=problem.size)
+    assert_all_close(tight.grads, roomy.grads, size=problem.size)
     if attention is calls.topk_attention:
         assert_same_bits(tight.residuals.indices, roomy.residuals.indices)

@@ -23,6 +23,8 @@ from tests.oracles import (
 from tests.strategies import FFNProblem, ffn_FD, seeds
 from tests.test_dense import assert_gradients_are_slopes, away_from_the_kink
 
+pytestmark = pytest.mark.usefixtures("tiny_plans")
+
 each_activation = pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 each_form = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 each_select = pytest.mark.parametrize("select", ["score", "activation"])

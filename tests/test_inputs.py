@@ -15,7 +15,13 @@ from hypothesis import given
 import topk_np
 from tests import calls
 from tests.backends import NUMPY, Array, Backend
-from tests.oracles import assert_all_close, assert_close, assert_same_bits, sum_to_shape
+from tests.oracles import (
+    assert_all_close,
+    assert_close,
+    assert_rounded_once,
+    assert_same_bits,
+    sum_to_shape,
+)
 from tests.strategies import AttentionProblem, FFNProblem, attention_QND, ffn_FD
 
 Problem = AttentionProblem | FFNProblem
@@ -193,11 +199,7 @@ def test_half_precision_is_the_float32_result_rounded_once(name: str, dtype: str
             assert single is None
             continue
         assert result.dtype == half
-        # One rounding is half a unit in the last place; twice that allows for float32's own.
-        limits = ml_dtypes.finfo(half)  # type: ignore[no-untyped-call]
-        unit, least = float(limits.eps), float(limits.smallest_subnormal)
-        slack = least + 1e-6 * float(np.abs(single).max())
-        np.testing.assert_allclose(result.astype(np.float32), single, rtol=unit, atol=slack)
+        assert_rounded_once(result, single)
 
 
 def long_problem(name: str) -> Problem:

@@ -16,6 +16,8 @@ from tests.backends import Backend
 from tests.oracles import assert_all_close, assert_close, assert_same_bits
 from tests.strategies import AttentionProblem, arrays_of, attention_QND, few_examples, masked, seeds
 
+pytestmark = pytest.mark.usefixtures("tiny_plans")
+
 each_attention = pytest.mark.parametrize(
     "attention", [calls.dense_attention, calls.topk_attention], ids=["dense", "topk"]
 )

@@ -43,7 +43,9 @@ def test_what_is_not_an_array_is_refused_and_shown(thing: object, shown: str) ->
 
 
 def test_mixed_libraries_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"argument 0 and argument 1 .* numpy and array_api_strict"):
+    with pytest.raises(
+        TypeError, match=r"argument 1 must .* argument 0, numpy, got array_api_strict"
+    ):
         array_namespace(np.ones(2), array_api_strict.ones(2))
 
 
@@ -56,7 +58,12 @@ def test_mixed_devices_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_floating_dtype_is_taken(dtype: type) -> None:
-    assert check_floats({"x": np.ones(2, dtype), "y": None}) is np
+    assert check_floats({"x": np.ones(2, dtype)}, {"y": None}) is np
+
+
+def test_only_optional_arrays_may_be_left_out() -> None:
+    with pytest.raises(TypeError, match=r"y must be an array .*got None"):
+        check_floats({"x": np.ones(2), "y": None})
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bool", "complex128", "object", "longdouble", ">f4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import ml_dtypes
@@ -13,9 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 import topk_np
 from tests.backends import Backend
-from tests.oracles import assert_same_bits, descending
+from tests.oracles import assert_same_bits, descending, select_by_sorting
 from tests.strategies import scores_CN
-from topk_np.selection import select
+from topk_np.selection import KBest, select, take_slots
 
 floats = st.integers(-2, 2).map(float) | st.sampled_from([math.nan, math.inf, -math.inf, -0.0])
 
@@ -99,3 +100,57 @@ def test_select_never_takes_minus_inf_but_top_k_does() -> None:
     scores = np.asarray([[-math.inf, 2.0, -math.inf]])
     assert select(scores, 2).indices.tolist() == [[1, -1]]
     assert topk_np.top_k(scores, 2, sorted=False).indices.tolist() == [[0, 1]]
+
+
+@given(data=st.data(), k=st.integers(1, 6), width=st.integers(0, 2))
+def test_the_k_best_seen_block_by_block_are_those_of_one_selection(
+    xp: Backend, data: st.DataObject, k: int, width: int
+) -> None:
+    rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 30))
+    elements = data.draw(st.sampled_from([floats, st.integers(-9, 9).map(float)]))
+    scores = data.draw(hnp.arrays(np.float64, (rows, columns), elements=elements))
+    others = np.random.default_rng(0).standard_normal((width, rows, columns))
+    edges = sorted(data.draw(st.sets(st.integers(1, columns), max_size=8)) | {0, columns})
+    best = KBest(k)
+    for start, stop in itertools.pairwise(edges):
+        block = slice(start, stop)
+        best.add(*xp.arrays(scores[:, block]), start, *xp.arrays(*others[:, :, block]))
+    slots = min(k, columns)
+    values, indices, *kept = (xp.to_numpy(array) for array in best.result(slots))
+
+    expected = select(scores, k)
+    assert_same_bits(indices, expected.indices)
+    np.testing.assert_array_equal(values, expected.values)
+    for array, other in zip(kept, others, strict=True):
+        taken = np.take_along_axis(other, np.maximum(indices, 0), axis=1)
+        np.testing.assert_array_equal(array, np.where(indices < 0, 0.0, taken))
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "equal", "rising to nan"])
+def test_blocks_of_rising_falling_and_equal_scores_give_the_k_best(xp: Backend, order: str) -> None:
+    """Rising scores beat the floor in every block, equal ones never after the first."""
+    columns, k = 400, 7
+    row = np.arange(columns, dtype=np.float64)
+    row = {"rising": row, "falling": -row, "equal": row * 0, "rising to nan": row}[order]
+    if order == "rising to nan":
+        row[-3:] = np.nan
+    scores = np.stack([row, np.roll(row, 13), np.where(np.arange(columns) % 3, row, -np.inf)])
+    best = KBest(k)
+    for start in range(0, columns, 40):
+        best.add(xp.asarray(scores[:, start : start + 40]), start)
+    values, indices = (xp.to_numpy(array) for array in best.result(k))
+    for line, found, kept in zip(scores, indices, values, strict=True):
+        chosen = select_by_sorting(line.tolist(), k)
+        assert found.tolist() == chosen
+        np.testing.assert_array_equal(kept, line[chosen])
+
+
+def test_slots_without_an_index_are_taken_as_zero(xp: Backend) -> None:
+    matrix = np.asarray([[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]])
+    indices = np.asarray([[0, -1], [2, 1]], np.int32)
+    taken = take_slots(*xp.arrays(matrix, indices))
+    assert xp.to_numpy(taken).tolist() == [[1.0, 0.0], [6.0, 5.0]]
+    of_one_row = take_slots(*xp.arrays(matrix[1:], indices))
+    assert xp.to_numpy(of_one_row).tolist() == [[4.0, 0.0], [6.0, 5.0]]
+    none = take_slots(*xp.arrays(matrix[:, :0], indices))
+    assert xp.to_numpy(none).tolist() == [[0.0, 0.0], [0.0, 0.0]]

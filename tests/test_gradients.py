@@ -1,0 +1,132 @@
+"""Gradients are summed over chunks, heads and ranges: all terms, in one order, wave by wave."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import topk_np.gradients
+from tests.oracles import assert_close, assert_same_bits, sum_to_shape
+from tests.strategies import leading_axes, seeds
+from tests.test_rowsparse import dense_form
+from topk_np.activations import ACTIVATIONS
+from topk_np.gradients import RowsTerm, SparseTerm, Term, sum_gradients
+from topk_np.masking import Head
+from topk_np.problem import Problem
+from topk_np.workers import Crew
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem, and what each chunk contributes to each gradient."""
+
+    problem: Problem
+    chunk: int
+    query_terms: dict[tuple[Head, int], np.ndarray]
+    key_terms: dict[tuple[Head, int], tuple[Any, ...]]
+    value_terms: dict[tuple[Head, int], np.ndarray]
+
+    def terms_of(self, head: Head, rows: slice) -> dict[str, Term]:
+        place = head, rows.start
+        return {
+            "query": RowsTerm(self.query_terms[place], rows.start),
+            "key": SparseTerm(*self.key_terms[place]),
+            "value": RowsTerm(self.value_terms[place], 0),
+        }
+
+    def expected(self) -> dict[str, np.ndarray]:
+        """The sums, head by head and then over broadcast axes."""
+        problem = self.problem
+        full = {
+            name: np.zeros((*problem.batch, *array.shape[-2:]))
+            for name, array in problem.inputs.items()
+        }
+        for (head, start), rows in self.query_terms.items():
+            full["query"][head][start : start + len(rows)] += rows
+            weights, indices, counts, matrix = self.key_terms[head, start]
+            full["key"][head] += dense_form(weights, indices, counts, problem.keys).T @ matrix
+            full["value"][head] += self.value_terms[head, start]
+        return {name: sum_to_shape(full[name], a.shape) for name, a in problem.inputs.items()}
+
+
+@st.composite
+def cases_QN(draw: st.DrawFn) -> Case:
+    """Any problem's shapes, with random terms."""
+    *leads, batch = draw(leading_axes())
+    queries, keys = draw(st.integers(1, 7)), draw(st.integers(1, 12))
+    chunk = draw(st.integers(1, queries))
+    rng = np.random.default_rng(draw(seeds))
+    query, key, value = (
+        np.zeros((*lead, length, 2))
+        for lead, length in zip(leads, (queries, keys, keys), strict=True)
+    )
+    problem = Problem(np, query, key, value, batch, ACTIVATIONS["softmax"])
+    query_terms, key_terms, value_terms = {}, {}, {}
+    for head, rows in problem.tasks(chunk):
+        size, place = rows.stop - rows.start, (head, rows.start)
+        query_terms[place] = rng.standard_normal((size, 2))
+        value_terms[place] = rng.standard_normal((keys, 2))
+        slots = int(rng.integers(1, keys + 1))
+        counts = rng.integers(0, slots + 1, size).astype(np.int32)
+        indices = np.full((size, slots), -1, np.int32)
+        for i, count in enumerate(counts):
+            indices[i, :count] = np.sort(rng.choice(keys, count, replace=False))
+        weights = np.where(indices < 0, 0.0, rng.standard_normal(indices.shape))
+        key_terms[place] = weights, indices, counts, rng.standard_normal((size, 2))
+    return Case(problem, chunk, query_terms, key_terms, value_terms)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_ranges() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk_np.gradients, "LEAST_RANGE", 2)
+        yield
+
+
+@given(case=cases_QN(), wave_size=st.integers(1, 9))
+def test_the_sum_of_all_terms_is_the_gradient(case: Case, wave_size: int) -> None:
+    with Crew(2) as crew:
+        sums = sum_gradients(case.problem, case.terms_of, case.chunk, crew, wave_size)
+    expected = case.expected()
+    assert sums.keys() == expected.keys()
+    for name, total in sums.items():
+        assert_close(total, expected[name], size=100.0)
+
+
+@given(case=cases_QN())
+def test_neither_threads_nor_waves_change_a_bit(case: Case) -> None:
+    runs = []
+    for workers, wave_size in itertools.product((1, 2, 8), (1, 3, 8)):
+        with Crew(workers) as crew:
+            runs.append(sum_gradients(case.problem, case.terms_of, case.chunk, crew, wave_size))
+    for sums, (name, total) in itertools.product(runs[1:], runs[0].items()):
+        assert_same_bits(sums[name], total)
+
+
+@given(case=cases_QN(), wave_size=st.integers(1, 9))
+def test_at_most_a_wave_of_terms_is_alive(case: Case, wave_size: int) -> None:
+    """Counted by the calls: terms of the next wave are made once the last ones are added."""
+    made: list[tuple[Head, slice]] = []
+    added_before: list[bool] = []
+    totals: list[float] = []
+
+    class Counting(RowsTerm):
+        def add_to(self, total: np.ndarray, first: int) -> None:
+            totals.append(0.0)
+            super().add_to(total, first)
+
+    def terms_of(head: Head, rows: slice) -> dict[str, Term]:
+        added_before.append(len(totals) >= len(made) // wave_size * wave_size)
+        made.append((head, rows))
+        return {"query": Counting(case.query_terms[head, rows.start], rows.start)}
+
+    with Crew(1) as crew:
+        sum_gradients(case.problem, terms_of, case.chunk, crew, wave_size)
+    assert all(added_before)
+    assert made == case.problem.tasks(case.chunk)

@@ -1,0 +1,205 @@
+"""How work is shared: every task runs once, errors come through, BLAS is held to one thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from topk_np.workers import Crew, Scratch, available_cores, check_workers
+
+
+def run(function: Callable[[Any], Any], tasks: Iterable[Any], workers: Any) -> list[Any]:
+    """`function` on every task, by a crew of that many workers."""
+    with Crew(workers) as crew:
+        return crew.map(function, tasks)
+
+
+def blas_threads() -> set[int]:
+    """The number of threads of the BLAS that NumPy uses; SciPy may have brought one of its own."""
+    return {
+        info["num_threads"]
+        for info in threadpool_info()
+        if info["user_api"] == "blas" and "scipy.libs" not in info["filepath"]
+    }
+
+
+@contextmanager
+def two_blas_threads() -> Iterator[None]:
+    """Make two threads the setting to return to, so that a guard that does nothing is seen."""
+    with threadpool_limits(2, user_api="blas"):
+        assert blas_threads() == {2}
+        yield
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("tasks", [0, 1, 2, 50])
+def test_every_task_runs_once_and_results_are_in_order(workers: int, tasks: int) -> None:
+    done: list[int] = []
+
+    def work(task: int) -> int:
+        done.append(task)
+        return task**2
+
+    assert run(work, iter(range(tasks)), workers) == [task**2 for task in range(tasks)]
+    assert sorted(done) == list(range(tasks))
+
+
+def test_a_crew_can_be_given_work_many_times() -> None:
+    with Crew(3) as crew:
+        for round_ in range(5):
+            assert crew.map(lambda task: task + 1, range(round_)) == list(range(1, round_ + 1))
+
+
+@pytest.mark.parametrize("workers", [2, 8, 100])
+def test_no_more_threads_run_than_workers_or_eight(workers: int) -> None:
+    names = {threading.current_thread().name}
+    pause = threading.Event()
+
+    def work(task: int) -> None:
+        names.add(threading.current_thread().name)
+        pause.wait(0.002)  # lets the other threads take their share
+
+    run(work, range(60), workers)
+    assert len(names) <= min(workers, 8)
+
+
+def test_a_crews_own_threads_end_with_it() -> None:
+    with Crew(4) as crew:
+        crew.map(lambda task: task, range(10))
+    assert not [t for t in threading.enumerate() if t.name.startswith("topk_np")]
+
+
+def test_an_executor_that_was_given_stays_open() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        run(lambda task: task, range(3), pool)
+        assert pool.submit(lambda: 5).result() == 5
+
+
+def test_scratch_is_used_again_by_its_thread_and_not_by_others() -> None:
+    scratch = Scratch()
+    first = scratch.matrix("scores", 3, 4, np.float32)
+    assert first.shape == (3, 4)
+    assert first.dtype == np.float32
+    again = scratch.matrix("scores", 2, 5, np.float32)
+    assert again.shape == (2, 5)
+    assert np.shares_memory(first, again)
+    assert not np.shares_memory(first, scratch.matrix("linear", 3, 4, np.float32))
+    assert not np.shares_memory(again, scratch.matrix("scores", 20, 5, np.float32))
+    assert scratch.matrix("scores", 20, 5, np.float64).dtype == np.float64
+    mine = scratch.matrix("scores", 3, 4, np.float64)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(scratch.matrix, "scores", 3, 4, np.float64).result()
+    assert not np.shares_memory(mine, others)
+
+
+def test_tasks_run_on_the_threads_of_a_given_executor() -> None:
+    names: set[str] = set()
+    both_in = threading.Barrier(2, timeout=60)
+
+    def work(task: int) -> None:
+        both_in.wait()  # returns once two threads are at work
+        names.add(threading.current_thread().name)
+
+    with ThreadPoolExecutor(1, "mine") as pool:
+        run(work, range(2), pool)
+    assert {name.partition("_")[0] for name in names} == {"MainThread", "mine"}
+
+
+def test_a_busy_executor_does_not_hold_up_the_call() -> None:
+    """Even a call made on the pool's own only thread."""
+    done: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, done.append, range(5), pool).result(timeout=60)
+    assert sorted(done) == list(range(5))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_the_exception_of_a_task_is_raised(workers: int) -> None:
+    def work(task: int) -> None:
+        if task == 7:
+            raise KeyError("task 7")
+
+    with two_blas_threads():
+        with pytest.raises(KeyError, match="task 7"):
+            run(work, range(10), workers)
+        assert blas_threads() == {2}
+
+
+def test_the_exception_of_another_thread_is_raised() -> None:
+    both_in = threading.Barrier(2, timeout=60)
+
+    def work(task: int) -> None:
+        both_in.wait()
+        if threading.current_thread() is not threading.main_thread():
+            raise KeyError("another thread")
+
+    with pytest.raises(KeyError, match="another thread"):
+        run(work, range(2), 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_blas_has_one_thread_while_tasks_run_and_its_own_number_afterwards(workers: int) -> None:
+    seen: list[set[int]] = []
+    with two_blas_threads():
+        run(lambda task: seen.append(blas_threads()), range(4), workers)
+        assert blas_threads() == {2}
+    assert seen == [{1}] * 4
+
+
+def test_interleaved_guards_restore_blas_when_the_last_one_leaves() -> None:
+    first, second = Crew(1), Crew(1)
+    with two_blas_threads():
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tasks_do_not_warn_about_what_is_not_finite(workers: int) -> None:
+    one = np.ones(2)
+    run(lambda task: np.log(one - 1) - one / 0 + np.exp(1e6 * one), range(4), workers)
+
+
+def test_workers_are_the_cores_of_this_process_unless_given() -> None:
+    assert check_workers(None) == available_cores() >= 1
+    assert check_workers(3) == check_workers(np.int64(3)) == 3
+
+
+@pytest.mark.parametrize("workers", [True, 2.0, "2", [2], np.ones(1)])
+def test_workers_of_a_wrong_type_are_refused(workers: Any) -> None:
+    with pytest.raises(TypeError, match="workers must be an integer"):
+        check_workers(workers)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_fewer_than_one_worker_is_refused(workers: int) -> None:
+    with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):
+        check_workers(workers)
+
+
+def test_a_process_pool_is_refused() -> None:
+    with (
+        ProcessPoolExecutor(1) as pool,
+        pytest.raises(TypeError, match="executor that runs threads, got a ProcessPoolExecutor"),
+    ):
+        check_workers(pool)
+
+
+def test_the_number_of_cores_is_found_where_affinity_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    assert available_cores() == 5
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert available_cores() == 1
