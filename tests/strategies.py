@@ -37,13 +37,11 @@ def arrays_of(draw: st.DrawFn, shape: tuple[int, ...], *, whole: bool) -> np.nda
 
 
 @st.composite
-def scores_CN(draw: st.DrawFn, dtype: str = "float64", *, special: bool = True) -> np.ndarray:
-    """A matrix of scores with many ties, and, if special, NaN, infinities and both zeros."""
-    shape = draw(st.tuples(st.integers(0, 5), st.integers(0, 12)))
-    elements: st.SearchStrategy[float] = st.integers(-3, 3).map(float)
-    if special:
-        rare = st.sampled_from([-math.inf, -math.inf, math.inf, math.nan, -math.nan, -0.0])
-        elements = elements | rare
+def scores_CN(draw: st.DrawFn, dtype: str = "float64", *, least: int = 0) -> np.ndarray:
+    """A matrix of scores with many ties, NaN, infinities and both zeros."""
+    shape = draw(st.tuples(st.integers(least, 5), st.integers(least, 12)))
+    rare = st.sampled_from([-math.inf, -math.inf, math.inf, math.nan, -math.nan, -0.0])
+    elements = st.integers(-3, 3).map(float) | rare
     return draw(hnp.arrays(dtype, shape, elements=elements, fill=st.nothing()))
 
 
@@ -152,25 +150,32 @@ def leading_axes(draw: st.DrawFn) -> tuple[tuple[int, ...], ...]:
     return (*shapes.input_shapes, shapes.result_shape)
 
 
+_FEW = st.integers(1, 8)
+
+
 @st.composite
 def attention_QND(
-    draw: st.DrawFn, *, whole: bool | None = None, masks: bool = True, least_keys: int = 1
+    draw: st.DrawFn,
+    *,
+    whole: bool | None = None,
+    masks: bool = True,
+    keys: st.SearchStrategy[int] = _FEW,
 ) -> AttentionProblem:
     """A whole attention problem in float64."""
     lead_query, lead_key, lead_value, lead = draw(leading_axes())
-    queries, keys = draw(st.integers(1, 6)), draw(st.integers(least_keys, 8))
+    queries, length = draw(st.integers(1, 6)), draw(keys)
     width, value_width = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     whole = draw(st.booleans()) if whole is None else whole
     query = draw(arrays_of((*lead_query, queries, width), whole=whole))
-    key = draw(arrays_of((*lead_key, keys, width), whole=whole))
-    value = draw(arrays_of((*lead_value, keys, value_width), whole=whole))
+    key = draw(arrays_of((*lead_key, length, width), whole=whole))
+    value = draw(arrays_of((*lead_value, length, value_width), whole=whole))
     dout = draw(arrays_of((*lead, queries, value_width), whole=whole))
     problem = AttentionProblem(
         query,
         key,
         value,
         dout,
-        k=draw(st.integers(1, keys + 2)),
+        k=draw(st.integers(1, length + 2)),
         scale=draw(st.sampled_from([None, 1.0, 0.5, 0.3])),
         chunk_size=draw(st.none() | st.integers(1, queries + 1)),
     )

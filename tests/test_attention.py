@@ -73,6 +73,22 @@ def test_the_selected_keys_are_the_k_best_with_the_lower_index_first_among_equal
         assert_close(kept[place], expected, size=problem.size)
 
 
+@given(problem=attention_QND(whole=True, keys=st.integers(9, 60)), k=st.integers(1, 5))
+def test_the_k_best_of_many_blocks_of_keys_are_the_k_best_of_all(
+    xp: Backend, problem: AttentionProblem, k: int
+) -> None:
+    problem = replace(problem, k=k)
+    topk = calls.topk_attention(problem, xp)
+    indices = xp.to_numpy(topk.residuals.indices)
+    scores = np.where(problem.allowed, problem.query @ problem.key.mT, -np.inf)
+    for place in np.ndindex(scores.shape[:-1]):
+        chosen = select_by_sorting(scores[place].tolist(), k)
+        assert indices[place].tolist() == chosen + [-1] * (k - len(chosen))
+    dense = calls.dense_attention(calls.restricted(problem, indices), xp)
+    assert_close(topk.out, dense.out, size=problem.size)
+    assert_all_close(topk.grads, dense.grads, size=problem.size)
+
+
 @given(problem=attention_QND(whole=True), size=st.integers(1, 7))
 def test_chunk_size_changes_no_selection_and_results_by_rounding_alone(
     xp: Backend, problem: AttentionProblem, size: int

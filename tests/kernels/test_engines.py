@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import topk_np.kernels.numpy
 import topk_np.kernels.portable
@@ -19,7 +20,14 @@ from tests.oracles import assert_close, select_by_sorting
 from tests.strategies import scores_CN, seeds, sparse_CK_of_N
 from topk_np.kernels import Selection, engine
 
-PRIMITIVES = ("select", "gather_matmul", "sampled_matmul", "scatter_matmul")
+PRIMITIVES = (
+    "matmul",
+    "select",
+    "select_above",
+    "gather_matmul",
+    "sampled_matmul",
+    "scatter_matmul",
+)
 
 
 class Engine(NamedTuple):
@@ -72,22 +80,98 @@ def test_select_takes_what_a_sorted_list_gives(engine: Engine, scores: np.ndarra
     assert_selection(engine.call("select", scores, k), scores, k)
 
 
+def wide_scores(columns: int, levels: int, seed: int) -> np.ndarray:
+    """Rows of few or many different values: plain, half masked, with NaN, rising, all masked."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, levels, (6, columns)).astype(np.float32)
+    scores[1, rng.random(columns) < 0.5] = -np.inf
+    scores[2, rng.random(columns) < 0.01] = np.nan
+    scores[3] = np.sort(scores[3])
+    scores[4] = -np.inf
+    scores[5, rng.random(columns) < 0.99] = -np.inf
+    return scores
+
+
+def best_by_lexsort(row: np.ndarray, k: int) -> list[int]:
+    """`select_by_sorting`, quick for long rows."""
+    falling = np.where(np.isnan(row), 0, -row)
+    order = np.lexsort((np.arange(len(row)), falling, ~np.isnan(row)))
+    return sorted(order[row[order] != -np.inf][:k].tolist())
+
+
+each_width = pytest.mark.parametrize("columns", [1, 63, 1000, 4099])
+each_k = pytest.mark.parametrize("k", [1, 8, 64, 1000])
+each_levels = pytest.mark.parametrize("levels", [1, 3, 50, 10**6])
+
+
 @each_engine
-@pytest.mark.parametrize("columns", [1, 63, 1000, 4099])
-@pytest.mark.parametrize("k", [1, 8, 64, 1000])
-@pytest.mark.parametrize("levels", [1, 3, 50, 10**6])
+@each_width
+@each_k
+@each_levels
 def test_select_takes_lower_indices_first_in_wide_rows(
     engine: Engine, columns: int, k: int, levels: int
 ) -> None:
-    rng = np.random.default_rng(columns + k + levels)
-    scores = rng.integers(0, levels, (3, columns)).astype(np.float32)
-    scores[1, rng.random(columns) < 0.5] = -np.inf
-    scores[2, rng.random(columns) < 0.01] = np.nan
+    scores = wide_scores(columns, levels, seed=columns + k + levels)
     result = engine.call("select", scores, k)
-    for row, indices, count in zip(scores, result.indices, result.counts, strict=True):
-        order = np.lexsort((np.arange(columns), -np.nan_to_num(row), ~np.isnan(row)))
-        allowed = order[row[order] != -np.inf][:k]
-        assert indices[:count].tolist() == sorted(allowed.tolist())
+    assert result.values.shape == result.indices.shape == (6, min(k, columns))
+    for row, values, indices, count in zip(scores, *result, strict=True):
+        chosen = best_by_lexsort(row, k)
+        assert indices.tolist() == chosen + [-1] * (len(indices) - count)
+        np.testing.assert_array_equal(values[:count], row[chosen])
+        assert (values[count:] == -np.inf).all()
+
+
+@each_engine
+@each_width
+@each_k
+@each_levels
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.99, 1.0])
+def test_select_above_takes_the_best_of_what_exceeds_the_floor(
+    engine: Engine, columns: int, k: int, levels: int, quantile: float
+) -> None:
+    scores = wide_scores(columns, levels, seed=columns + k + levels)
+    finite = np.where(np.isfinite(scores), scores, 0)
+    floor = np.quantile(finite, quantile, axis=1, method="lower").astype(scores.dtype)
+    floor[3], floor[5] = -np.inf, np.inf
+    result = engine.call("select_above", scores, k, floor)
+    assert result.values.shape[1] <= min(k, columns)
+    for row, least, values, indices, count in zip(scores, floor, *result, strict=True):
+        chosen = best_by_lexsort(np.where(row <= least, -np.inf, row), k)
+        assert indices.tolist() == chosen + [-1] * (len(indices) - count)
+        np.testing.assert_array_equal(values[:count], row[chosen])
+        assert (values[count:] == -np.inf).all()
+
+
+@each_engine
+@given(scores=scores_CN(least=1), k=st.integers(1, 14), data=st.data())
+def test_select_above_takes_what_a_sorted_list_gives(
+    engine: Engine, scores: np.ndarray, k: int, data: st.DataObject
+) -> None:
+    bounds = st.integers(-3, 3).map(float) | st.sampled_from([-math.inf, math.inf])
+    floor = data.draw(hnp.arrays(scores.dtype, len(scores), elements=bounds))
+    result = engine.call("select_above", scores, k, floor)
+    expected = engine.call("select", np.where(scores <= floor[:, None], -np.inf, scores), k)
+    width = result.values.shape[1]
+    np.testing.assert_array_equal(result.counts, expected.counts)
+    np.testing.assert_array_equal(result.indices, expected.indices[:, :width])
+    np.testing.assert_array_equal(result.values, expected.values[:, :width])
+
+
+@each_engine
+@pytest.mark.parametrize("layout", ["plain", "transposed", "every other", "reversed"])
+def test_matmul_is_the_product_with_the_transposed_keys(engine: Engine, layout: str) -> None:
+    rng = np.random.default_rng(0)
+    rows, keys = rng.standard_normal((3, 4)), rng.standard_normal((5, 4))
+    laid_out = {
+        "plain": keys,
+        "transposed": np.asfortranarray(keys),
+        "every other": np.repeat(keys, 2, axis=1)[:, ::2],
+        "reversed": keys[::-1].copy()[::-1],
+    }[layout]
+    scratch = np.full((3, 5), np.nan) if engine.backend.name == "numpy" else None
+    given = engine.backend.arrays(rows, laid_out)
+    result = engine.backend.to_numpy(engine.module.matmul(*given, scratch))
+    assert_close(result, rows @ keys.T, size=10)
 
 
 @each_engine
@@ -162,6 +246,52 @@ def test_scatter_matmul_adds_the_used_slots_to_out(
     with np.errstate(all="ignore"):
         result = engine.module.scatter_matmul(*given, out)
     assert_close(engine.backend.to_numpy(result), expected, size=30)
+
+
+@each_engine
+@given(sparse=sparse_CK_of_N(), seed=seeds, data=st.data())
+def test_scatter_matmul_of_a_range_adds_the_rows_of_the_whole(
+    engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int, data: st.DataObject
+) -> None:
+    indices, counts, columns = sparse
+    first = data.draw(st.integers(0, columns))
+    last = data.draw(st.integers(first, columns))
+    weights, rows, _ = sparse_problem(seed, *sparse)
+
+    def scatter(length: int, start: int) -> np.ndarray:
+        zeros = np.zeros((length, rows.shape[1]))
+        out = zeros if engine.backend.name == "numpy" else engine.backend.asarray(zeros)
+        given = engine.backend.arrays(weights, indices, counts, rows)
+        with np.errstate(all="ignore"):
+            return engine.backend.to_numpy(engine.module.scatter_matmul(*given, out, start))
+
+    assert_close(scatter(last - first, first), scatter(columns, 0)[first:last], size=30)
+
+
+@each_engine
+@pytest.mark.parametrize("layout", ["plain", "transposed", "half"])
+def test_products_take_values_of_any_layout_and_of_half_precision(
+    engine: Engine, layout: str
+) -> None:
+    if layout == "half" and "float16" not in engine.backend.dtypes:
+        return
+    rng = np.random.default_rng(0)
+    indices = np.asarray([[0, 3], [2, -1], [1, 4]], np.int32)
+    counts = np.asarray([2, 1, 2], np.int32)
+    weights = rng.standard_normal((3, 2)).astype(np.float32)
+    values = rng.integers(-9, 9, (5, 3)).astype(np.float32)
+    rows = rng.standard_normal((3, 3)).astype(np.float32)
+    laid_out = values.astype("float16") if layout == "half" else values
+    laid_out = np.asfortranarray(laid_out) if layout == "transposed" else laid_out
+    got, expected = (
+        (
+            engine.call("gather_matmul", weights, indices, counts, matrix),
+            engine.call("sampled_matmul", rows, matrix, indices, counts),
+        )
+        for matrix in (laid_out, values)
+    )
+    assert_close(got[0], expected[0], size=100)
+    assert_close(got[1], expected[1], size=100)
 
 
 @each_engine
