@@ -6,6 +6,7 @@ import math
 import operator
 import sys
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import array_api_compat
@@ -176,7 +177,12 @@ def check_number(name: str, value: object) -> float:
 
 def dtype_name(array: Array) -> str:
     """The dtype's name, the same for every library; other byte orders than native keep NumPy's."""
-    return str(array.dtype).rpartition(".")[2]
+    return _name_of_dtype(type(array.dtype), array.dtype)
+
+
+@cache
+def _name_of_dtype(kind: type, dtype: Any) -> str:  # dtypes of two libraries must not be compared
+    return str(dtype).rpartition(".")[2]  # slow in NumPy
 
 
 def compute_dtype(xp: Namespace, array: Array) -> Any:

@@ -14,7 +14,7 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 # What was measured to be quick: a block of scores near the size of a core's cache, and chunks
 # of queries that are long enough for the matrix product yet leave some for every worker.
 MOST_QUERIES, FEWEST_QUERIES = 256, 64
-BLOCK_SCORES = 2**19
+BLOCK_SCORES = 2**20
 LEAST_BLOCK = 1024
 MOST_BACKWARD_QUERIES = 2048
 

@@ -23,7 +23,7 @@ from topk_np.gradients import RowsTerm, SparseTerm, Term, sum_gradients
 from topk_np.masking import Head
 from topk_np.problem import Part, Problem, Task
 from topk_np.rowsparse import gather_matmul, sampled_matmul
-from topk_np.selection import KBest, take_slots
+from topk_np.selection import KBest
 from topk_np.workers import Scratch
 
 
@@ -161,7 +161,9 @@ def _select(
     # Ranked by the gate's score, so the linear factor is needed at the kept units only.
     linear = sampled_matmul(part.query, part.key, indices, _counts(xp, indices))
     if part.key_bias is not None:
-        linear = linear + take_slots(xp, cast(xp, part.key_bias.T, problem.dtype), indices)
+        bias = cast(xp, part.key_bias[:, 0], problem.dtype)
+        flat = xp.reshape(xp.where(indices < 0, 0, indices), (-1,))
+        linear = linear + xp.reshape(xp.take(bias, flat), indices.shape)
     return scores, indices, linear
 
 

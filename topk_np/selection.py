@@ -35,13 +35,16 @@ def select(scores: Array, k: int) -> Selection:
     return engine(array_namespace(scores)).select(scores, k)  # type: ignore[no-any-return]
 
 
+MERGE_FROM = 2  # times k slots that wait are merged: later merges cost less, earlier ones prune more
+
+
 class KBest:
     """
     The k best of each row of a matrix that is seen in blocks of columns, from left to right.
 
     The k best of all are the k best of each block's k best. Once k are known, only what exceeds
     the least of them can matter (an equal score further right loses), so that little of a later
-    block is ever looked at twice. Finds are merged when as many as k have come together.
+    block is ever looked at twice.
     """
 
     def __init__(self, k: int) -> None:
@@ -53,13 +56,13 @@ class KBest:
     def add(self, scores: Array, start: int, *others: Array) -> None:
         """See a block (C, n) from column `start` on; `others` are kept at the same places."""
         xp = array_namespace(scores)
-        if self._found and (self._floor is None or self._waiting >= self._k):
+        if self._found and (self._floor is None or self._waiting >= MERGE_FROM * self._k):
             self._floor = self._merge(xp)
         if self._floor is None:
             values, indices, _ = select(scores, self._k)
         else:
             values, indices, _ = engine(xp).select_above(scores, self._k, self._floor)
-        kept = [take_slots(xp, other, indices) for other in others]
+        kept = [take_slots(other, indices) for other in others]
         self._found.append([values, xp.where(indices < 0, indices, indices + start), *kept])
         self._waiting += values.shape[1]
 
@@ -83,7 +86,7 @@ class KBest:
         if len(self._found) > 1:
             values, *rest = (xp.concat(arrays, axis=1) for arrays in zip(*self._found, strict=True))
             best, places, _ = select(values, self._k)
-            indices, *others = (take_slots(xp, array, places) for array in rest)
+            indices, *others = (take_slots(array, places) for array in rest)
             self._found = [[best, xp.where(places < 0, places, indices), *others]]
         self._waiting = 0
         values = self._found[0][0]
@@ -92,17 +95,9 @@ class KBest:
         return least if values.shape[1] == self._k else xp.full_like(least, -xp.inf)
 
 
-def take_slots(xp: Namespace, matrix: Array, indices: Array) -> Array:
-    """``matrix[i, indices[i, j]]`` of (C, N), or of a row (1, N) for all; 0 at index -1."""
-    if matrix.shape[1] == 0 or indices.shape[1] == 0:
-        return xp.zeros(indices.shape, dtype=matrix.dtype, device=device(matrix))
-    used = indices >= 0
-    safe = xp.astype(xp.where(used, indices, 0), xp.int64)
-    if matrix.shape[0] == 1:
-        taken = xp.reshape(xp.take(matrix[0, :], xp.reshape(safe, (-1,))), indices.shape)
-    else:
-        taken = xp.take_along_axis(matrix, safe, axis=1)
-    return xp.where(used, taken, xp.zeros_like(taken))
+def take_slots(matrix: Array, indices: Array) -> Array:
+    """``matrix[i, indices[i, j]]`` of a matrix (C, N); 0 where an index is -1."""
+    return engine(array_namespace(matrix)).take_slots(matrix, indices)
 
 
 def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:

@@ -17,6 +17,10 @@ from topk_np._namespace import Array, check_integer
 
 MOST_TASKS = 8  # run at once; the memory budget is shared by as many
 
+# NumPy copies a broadcast column beside rows that fit its buffer; with a small one it need not,
+# and comparing a block of scores with a value for each row takes half the time.
+BUFFER_ELEMENTS = 512
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -100,6 +104,7 @@ class Crew:
             try:
                 # Rows of NaN or inf are promised, not remarkable: no warnings about them.
                 with np.errstate(all="ignore"):
+                    np.setbufsize(BUFFER_ELEMENTS)  # until errstate ends
                     while not stop.is_set():
                         with lock:
                             i, task = next(queue, (None, None))

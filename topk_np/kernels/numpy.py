@@ -9,7 +9,7 @@ scipy's compressed-sparse-row products where the operand lies densely in memory,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from topk_np._namespace import Array
 from topk_np.kernels import Selection
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
-LEAST_GROUP = 4  # with smaller groups than this, partitioning the whole row is quicker
+LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
+DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
 GATHERED_BYTES = 2**19  # gathered rows held at once by the products
 
 
@@ -33,30 +34,49 @@ def select(scores: Array, k: int) -> Selection:
     k = min(k, scores.shape[1])
     if scores.shape[0] == 0 or k == 0:
         return _empty(scores.shape[0], k, scores.dtype)
-    floor = _floor(scores, k)
+    groups = GROUPS_PER_SLOT * k
+    size = scores.shape[1] // groups
+    if size < LEAST_GROUP:
+        return _pad(_select_short(scores, k), scores.shape[0], k)
+    floor = _group_floor(scores, groups, size, k)
     found = _find(scores, k, floor)
-    return _widen(_select_by_row(scores, k, floor) if found is None else _trim(found, k), k)
+    if found is None:
+        return _select_by_row(scores, k, floor)
+    return _pad(_trim(found, k), scores.shape[0], k)
 
 
 def select_above(scores: Array, k: int, floor: Array) -> Selection:
-    """The k largest of each row among what exceeds its `floor` (C,); few slots."""
+    """The k largest of each row among what exceeds its `floor` (C,), in few slots."""
     k = min(k, scores.shape[1])
+    if scores.shape[0] == 0 or k == 0:
+        return _empty(scores.shape[0], k, scores.dtype)
     found = _find(scores, k, floor)
-    if found is None:  # the floor lies too low for these scores: raise it
-        floor = np.maximum(floor, _floor(scores, k))
-        found = _find(scores, k, floor)
-    return _select_by_row(scores, k, floor) if found is None else _trim(found, k)
+    if found is None:  # the floor lies too low for this block
+        return select(np.where(scores <= floor[:, None], -np.inf, scores), k)
+    return _pad(_trim(found, k), scores.shape[0])
 
 
-def _floor(scores: Array, k: int) -> Array:
+class _Found(NamedTuple):
+    """Entries of a matrix (C, N), row by row, ascending in each."""
+
+    values: Array
+    """(hits,)"""
+    indices: Array
+    """(hits,) int32 columns."""
+    counts: Array
+    """(C,) how many of each row."""
+
+
+def _select_short(scores: Array, k: int) -> _Found:
+    """The k largest of each row, from the whole row's k-th largest value."""
+    missed = _missed(scores, _below_kth(scores, k))
+    sparse = scores.shape[1] > DENSE_HITS * k
+    flat = _places(missed) if sparse else np.flatnonzero(~missed[: scores.size])
+    return _drop_ties(_take(scores, flat), k)
+
+
+def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
     """(C,): a value in each row that at least k entries exceed, where so many are above -inf."""
-    columns = scores.shape[1]
-    if k == columns:
-        return np.full(scores.shape[0], -np.inf, scores.dtype)
-    groups = GROUPS_PER_SLOT * k
-    size = columns // groups
-    if size < LEAST_GROUP:
-        return _below_kth(scores, k)
     # The k-th largest of the maxima of groups is at most the k-th largest of all.
     return _below_kth(scores[:, : groups * size].reshape(-1, size, groups).max(axis=1), k)
 
@@ -72,22 +92,33 @@ def _below_kth(scores: Array, k: int) -> Array:
 _NO_HIT = np.uint64(0x0101010101010101)  # eight times True
 
 
-def _find(scores: Array, k: int, floor: Array) -> Selection | None:
+def _find(scores: Array, k: int, floor: Array) -> _Found | None:
     """All that exceeds the floor of its row; None if that is many times k, in sum or in a row."""
-    rows, columns = scores.shape
-    size = rows * columns
-    missed = np.empty(-(-size // 8) * 8, bool)
-    missed[size:] = True
+    flat = _places(_missed(scores, floor), most=scores.shape[0] * _most(k) // 2)
+    if flat is None:
+        return None
+    found = _take(scores, flat)
+    return None if found.counts.max() > _most(k) else found
+
+
+def _missed(scores: Array, floor: Array) -> Array:
+    """Raveled: whether each score stays at or below its floor; True at the end, to fill a word."""
+    missed = np.empty(-(-scores.size // 8) * 8, bool)
+    missed[scores.size :] = True
     # A NaN is not less than or equal to anything, so it always counts as above.
-    np.less_equal(scores, floor[:, None], out=missed[:size].reshape(rows, columns))
+    np.less_equal(scores, floor[:, None], out=missed[: scores.size].reshape(scores.shape))
+    return missed
+
+
+def _places(missed: Array, most: int | None = None) -> Array | None:
+    """Where `missed` is False, found eight at a time; None if that is in more than `most` places."""
     words = missed.view(np.uint64)
     some = np.flatnonzero(words != _NO_HIT)
     hit = ~words[some].view(bool)
-    if np.count_nonzero(hit) > rows * _most(k) // 2:
+    if most is not None and np.count_nonzero(hit) > most:
         return None
     within = np.flatnonzero(hit)
-    found = _compact(scores, (some[within >> 3] << 3) + (within & 7))
-    return None if found.values.shape[1] > _most(k) else found
+    return (some[within >> 3] << 3) + (within & 7)
 
 
 def _most(k: int) -> int:
@@ -95,47 +126,61 @@ def _most(k: int) -> int:
     return 4 * k + 32
 
 
-def _compact(scores: Array, flat: Array, labels: Array | None = None) -> Selection:
-    """
-    The entries at the ascending places `flat` of the raveled scores, row by row.
-
-    Their indices are their columns, or what `labels` (C, N) has in their place.
-    """
+def _take(scores: Array, flat: Array) -> _Found:
+    """The entries at the ascending places `flat` of the raveled scores."""
     rows, columns = scores.shape
     starts = np.arange(rows + 1) * columns
     counts = np.diff(np.searchsorted(flat, starts))
-    width = int(counts.max())
-    values = scores.reshape(-1)[flat]
-    if labels is None:
-        indices = (flat - np.repeat(starts[:-1], counts)).astype(np.int32)
-    else:
-        indices = labels.reshape(-1)[flat]
-    shape, counts = (rows, width), counts.astype(np.int32)
-    if flat.size == rows * width:
-        return Selection(values.reshape(shape), indices.reshape(shape), counts)
-    found = _empty(rows, width, scores.dtype)
-    used = _used(found.indices, counts)
-    found.values[used], found.indices[used] = values, indices
-    return found._replace(counts=counts)
+    indices = (flat - np.repeat(starts[:-1], counts)).astype(np.int32)
+    return _Found(scores.reshape(-1)[flat], indices, counts)
 
 
-def _trim(found: Selection, k: int) -> Selection:
+def _trim(found: _Found, k: int) -> _Found:
     """The k best of each row of what was found."""
-    values, indices, _ = found
-    if values.shape[1] <= k:
+    values, _, counts = found
+    if counts.max() <= k:
         return found
-    floor = _below_kth(values, k)
-    best = _compact(values, np.flatnonzero(~(values <= floor[:, None])), indices)
-    if best.values.shape[1] <= k:
-        return best
-    best = _select_by_row(values, k, floor)  # equal scores at the k-th place
-    used = best.indices >= 0
-    taken = np.take_along_axis(indices, np.where(used, best.indices, 0), axis=1)
-    return best._replace(indices=np.where(used, taken, np.int32(-1)))
+    padded = np.full((counts.size, counts.max()), -np.inf, values.dtype)
+    padded[_used(padded, counts)] = values
+    floor = _below_kth(padded, k)
+    return _drop_ties(_only(found, ~(values <= np.repeat(floor, counts))), k)
+
+
+def _drop_ties(found: _Found, k: int) -> _Found:
+    """What was found without what rows have beyond k: the last of those equal to the least."""
+    ends = np.cumsum(found.counts)
+    kept = np.ones(found.values.size, bool)
+    for row in np.flatnonzero(found.counts > k):
+        start, end = ends[row] - found.counts[row], ends[row]
+        values = found.values[start:end]
+        equal = np.isnan(values) if np.isnan(values).all() else values == np.nanmin(values)
+        kept[start + np.flatnonzero(equal)[k - found.counts[row] :]] = False
+    return found if kept.all() else _only(found, kept)
+
+
+def _only(found: _Found, kept: Array) -> _Found:
+    """What was found, as far as `kept` (hits,) is True."""
+    places = np.flatnonzero(kept)
+    counts = np.diff(np.searchsorted(places, np.cumsum(found.counts)), prepend=0)
+    return _Found(found.values[places], found.indices[places], counts)
+
+
+def _pad(found: _Found, rows: int, slots: int | None = None) -> Selection:
+    """What was found with as many slots in each row: those of the fullest row, if not given."""
+    values, indices, counts = found
+    slots = int(counts.max()) if slots is None else slots
+    filled = counts.astype(np.int32)
+    if values.size == rows * slots:
+        shape = (rows, slots)
+        return Selection(values.reshape(shape), indices.reshape(shape), filled)
+    padded = _empty(rows, slots, values.dtype)
+    used = _used(padded.indices, counts)
+    padded.values[used], padded.indices[used] = values, indices
+    return padded._replace(counts=filled)
 
 
 def _select_by_row(scores: Array, k: int, floor: Array) -> Selection:
-    """`select_above`, a row at a time: for rows of many equal scores, within little memory."""
+    """`select` with little memory, for rows of many equal scores: a row at a time."""
     result = _empty(scores.shape[0], k, scores.dtype)
     for i, row in enumerate(scores):
         kth = np.partition(row, row.size - k)[row.size - k]
@@ -158,15 +203,15 @@ def _empty(rows: int, k: int, dtype: Any) -> Selection:
     )
 
 
-def _widen(found: Selection, k: int) -> Selection:
-    """The same selection with k slots in each row."""
-    width = found.values.shape[1]
-    if width == k:
-        return found
-    wide = _empty(found.values.shape[0], k, found.values.dtype)
-    wide.values[:, :width] = found.values
-    wide.indices[:, :width] = found.indices
-    return wide._replace(counts=found.counts)
+def take_slots(matrix: Array, indices: Array) -> Array:
+    """(C, K): ``matrix[i, indices[i, j]]``, 0 in unused slots."""
+    rows, columns = matrix.shape
+    if indices.size == 0 or columns == 0:
+        return np.zeros(indices.shape, matrix.dtype)
+    taken = matrix.reshape(-1)[indices + (np.arange(rows) * columns)[:, None]]
+    if indices.min() < 0:
+        taken[indices < 0] = 0
+    return taken
 
 
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:

@@ -45,6 +45,17 @@ def select_above(scores: Array, k: int, floor: Array) -> Selection:
     return select(xp.where(scores <= floor[:, None], -xp.inf, scores), k)
 
 
+def take_slots(matrix: Array, indices: Array) -> Array:
+    """(C, K): ``matrix[i, indices[i, j]]``, 0 in unused slots."""
+    xp = array_namespace(matrix)
+    if matrix.shape[1] == 0:
+        return xp.zeros(indices.shape, dtype=matrix.dtype, device=device(matrix))
+    used = indices >= 0
+    safe = xp.astype(xp.where(used, indices, 0), xp.int64)
+    taken = xp.take_along_axis(matrix, safe, axis=1)
+    return xp.where(used, taken, xp.zeros_like(taken))
+
+
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
     xp = array_namespace(weights)
