@@ -160,8 +160,8 @@ def causal_attention(
     """
     Causal attention from position 0 on: top-k, or dense where `k` is None.
 
-    Each block of queries is given only the keys that its last query may see: half the scores of a
-    full pass.
+    Each block of queries is given only the keys that its last query may see: dense attention makes
+    half the scores, and what top-k keeps for a backward pass that never comes stays small.
     """
     pieces = []
     for start, stop in causal_blocks(query.shape[-2]):
