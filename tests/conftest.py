@@ -30,9 +30,9 @@ TINY_PLANS = {
 }
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.differing_executors]
-settings.register_profile("dev", max_examples=12, deadline=None, suppress_health_check=_QUIET)
+settings.register_profile("dev", max_examples=8, deadline=None, suppress_health_check=_QUIET)
 settings.register_profile(
-    "ci", max_examples=40, deadline=None, derandomize=True, suppress_health_check=_QUIET
+    "ci", max_examples=20, deadline=None, derandomize=True, suppress_health_check=_QUIET
 )
 settings.register_profile(
     "thorough",

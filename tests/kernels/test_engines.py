@@ -99,9 +99,9 @@ def best_by_lexsort(row: np.ndarray, k: int) -> list[int]:
     return sorted(order[row[order] != -np.inf][:k].tolist())
 
 
-each_width = pytest.mark.parametrize("columns", [1, 63, 1000, 4099])
-each_k = pytest.mark.parametrize("k", [1, 8, 64, 1000])
-each_levels = pytest.mark.parametrize("levels", [1, 3, 50, 10**6])
+each_width = pytest.mark.parametrize("columns", [1, 63, 4099])
+each_k = pytest.mark.parametrize("k", [1, 8, 300])
+each_levels = pytest.mark.parametrize("levels", [1, 30, 10**6])
 
 
 @each_engine
@@ -125,7 +125,7 @@ def test_select_takes_lower_indices_first_in_wide_rows(
 @each_width
 @each_k
 @each_levels
-@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("quantile", [0.2, 0.99])
 def test_select_above_takes_the_best_of_what_exceeds_the_floor(
     engine: Engine, columns: int, k: int, levels: int, quantile: float
 ) -> None:
