@@ -206,13 +206,13 @@ def test_scale_zero_ties_all_keys_so_the_first_k_share_equally(
 
 def test_grouped_heads_equal_repeated_keys_with_gradients_summed(xp: Backend) -> None:
     rng = np.random.default_rng(0)
-    query, dout = rng.standard_normal((2, 3, 4, 5, 6)), rng.standard_normal((2, 3, 4, 5, 2))
-    key, value = rng.standard_normal((2, 3, 1, 7, 6)), rng.standard_normal((3, 1, 7, 2))
+    query, dout = rng.standard_normal((2, 1, 3, 5, 6)), rng.standard_normal((2, 1, 3, 5, 2))
+    key, value = rng.standard_normal((2, 1, 1, 7, 6)), rng.standard_normal((1, 1, 7, 2))
     grouped = AttentionProblem(query, key, value, dout, k=3)
     repeated = replace(
         grouped,
-        key=np.repeat(key, 4, axis=2),
-        value=np.broadcast_to(value, (2, 3, 4, 7, 2)).copy(),
+        key=np.repeat(key, 3, axis=2),
+        value=np.broadcast_to(value, (2, 1, 3, 7, 2)).copy(),
     )
     for call in (calls.topk_attention, calls.dense_attention):
         one, other = call(grouped, xp), call(repeated, xp)
