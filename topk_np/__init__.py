@@ -11,6 +11,7 @@ from topk_np.attention import (
 from topk_np.dense.attention import dense_attention, dense_attention_bwd, dense_attention_fwd
 from topk_np.dense.ffn import dense_ffn, dense_ffn_bwd, dense_ffn_fwd
 from topk_np.ffn import FFNGrads, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
+from topk_np.planning import Plan, plan
 from topk_np.selection import TopK, top_k
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionGrads",
     "FFNGrads",
+    "Plan",
     "TopK",
     "array_namespace",
     "dense_attention",
@@ -26,6 +28,7 @@ __all__ = [
     "dense_ffn",
     "dense_ffn_bwd",
     "dense_ffn_fwd",
+    "plan",
     "top_k",
     "topk_attention",
     "topk_attention_bwd",

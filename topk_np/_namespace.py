@@ -48,6 +48,8 @@ def array_namespace(*arrays: Array) -> Namespace:
     >>> array_namespace(np.ones(3)).__name__
     'numpy'
     """
+    if len(arrays) == 1 and type(arrays[0]) is np.ndarray:
+        return np
     return namespace_of({f"argument {i}": array for i, array in enumerate(arrays)})
 
 

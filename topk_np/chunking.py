@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from topk_np._namespace import check_integer
+from topk_np.kernels import GATHERED_BYTES
 from topk_np.workers import MOST_TASKS
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 
 # What was measured to be quick: a block of scores near the size of a core's cache, and chunks
 # of queries that are long enough for the matrix product yet leave some for every worker.
-MOST_QUERIES, FEWEST_QUERIES = 256, 64
+MOST_QUERIES, FEWEST_QUERIES = 256, 128
 BLOCK_SCORES = 2**20
 LEAST_BLOCK = 1024
 MOST_BACKWARD_QUERIES = 2048
@@ -34,6 +35,8 @@ class Sizes:
     """Bytes of a number that is computed with."""
     score_matrices: int = 1
     """Matrices of scores held at once: more for gated units and for masks."""
+    narrow: bool = False
+    """Whether inputs are half precision, so that chunks of them are cast."""
     whole_rows: bool = False
     """Whether a query's scores are needed all at once."""
 
@@ -42,11 +45,22 @@ class Sizes:
         block = keys * (self.score_matrices * self.itemsize + 1.25)
         found = min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
         kept = self.slots * (4 * self.itemsize + 12)
-        return int(rows * (block + found + kept + self.width * self.itemsize))
+        chunk = int(rows * (block + found + kept + self.width * self.itemsize))
+        return chunk + self._gathered_bytes(rows)
 
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""
-        return rows * (self.slots * (6 * self.itemsize + 12) + 3 * self.width * self.itemsize)
+        products = rows * self.slots * (5 * self.itemsize + 16)
+        return self.held_bytes(rows) + products + self._gathered_bytes(rows)
+
+    def held_bytes(self, rows: int) -> int:
+        """The part of `backward_bytes` that is held until all tasks of a wave are done."""
+        width = self.width if self.narrow else self.width // 2
+        return rows * self.itemsize * (2 * self.slots + width)
+
+    def _gathered_bytes(self, rows: int) -> int:
+        row = self.slots * self.width * self.itemsize
+        return max(row, min(GATHERED_BYTES, rows * row))
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,9 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     backward = min(MOST_BACKWARD_QUERIES, max(MOST_QUERIES, even))
     if chunk_size is not None:
         backward = rows
-    backward = max(1, min(backward, sizes.queries, share // max(sizes.backward_bytes(1), 1)))
+    backward = max(1, min(backward, sizes.queries))
+    while sizes.backward_bytes(backward) > share:
+        backward = -(-backward // 2)
     held = max(sizes.forward_bytes(rows, block), sizes.backward_bytes(backward))
     return Chunks(rows, block, backward, held)
 

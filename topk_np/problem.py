@@ -106,6 +106,7 @@ class Problem:
             width=int(self.query.shape[-1] + self.value.shape[-1]),
             slots=min(k, self.keys),
             itemsize=8 if self.dtype == self.xp.float64 else 4,
+            narrow=self.dtype != self.query.dtype,
             score_matrices=1 + hidden + 4 * self.ranks_weights,
             whole_rows=self.ranks_weights and not self.activation.by_element,
         )

@@ -35,7 +35,9 @@ def select(scores: Array, k: int) -> Selection:
     return engine(array_namespace(scores)).select(scores, k)  # type: ignore[no-any-return]
 
 
-MERGE_FROM = 2  # times k slots that wait are merged: later merges cost less, earlier ones prune more
+MERGE_FROM = (
+    2  # times k slots that wait are merged: later merges cost less, earlier ones prune more
+)
 
 
 class KBest:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, Namespace, is_numpy
+
+GATHERED_BYTES = 2**18  # gathered rows that a product holds at once
 
 
 class Selection(NamedTuple):
@@ -30,5 +33,9 @@ def engine(xp: Namespace) -> Any:
     forced = os.environ.get("TOPK_NP_KERNELS", "")
     if forced not in ("", "portable"):
         raise ValueError(f"TOPK_NP_KERNELS must be empty or 'portable', got {forced!r}")
-    name = "numpy" if is_numpy(xp) and not forced else "portable"
+    return _module("numpy" if is_numpy(xp) and not forced else "portable")
+
+
+@cache
+def _module(name: str) -> Any:
     return import_module(f"topk_np.kernels.{name}")

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np.kernels import Selection
+from topk_np.kernels import GATHERED_BYTES, Selection
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
 DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
-GATHERED_BYTES = 2**19  # gathered rows held at once by the products
+FEW_SLOTS = 2**13  # that are gathered before scipy has made its matrix
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -111,7 +111,7 @@ def _missed(scores: Array, floor: Array) -> Array:
 
 
 def _places(missed: Array, most: int | None = None) -> Array | None:
-    """Where `missed` is False, found eight at a time; None if that is in more than `most` places."""
+    """Where `missed` is False, found eight at a time; None if in more than `most` places."""
     words = missed.view(np.uint64)
     some = np.flatnonzero(words != _NO_HIT)
     hit = ~words[some].view(bool)
@@ -216,12 +216,17 @@ def take_slots(matrix: Array, indices: Array) -> Array:
 
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
-    if values.flags.c_contiguous and values.dtype == weights.dtype:
+    dense = values.flags.c_contiguous and values.dtype == weights.dtype
+    if dense and weights.size > FEW_SLOTS:
         return np.asarray(_csr(weights, indices, counts, values.shape[0]) @ values)
     out = np.zeros((weights.shape[0], values.shape[1]), weights.dtype)
-    weights = np.where(_used(indices, counts), weights, 0)
+    free = None
+    if counts.size and counts.min() < indices.shape[1]:
+        free = ~_used(indices, counts)
+        weights = np.where(free, 0, weights)
     for block, gathered in _gather(indices, values, weights.dtype):
-        gathered[~_used(indices[block], counts[block])] = 0
+        if free is not None:
+            gathered[free[block]] = 0
         np.matmul(weights[block, None, :], gathered, out=out[block, None, :])
     return out
 
