@@ -23,8 +23,10 @@ PUBLIC = sorted(
         *(f"{name}{suffix}" for name in TRIOS for suffix in ("", "_bwd", "_fwd")),
         "AttentionGrads",
         "FFNGrads",
+        "Plan",
         "TopK",
         "array_namespace",
+        "plan",
         "top_k",
         "vjp",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Any
 
@@ -179,11 +179,11 @@ def check_number(name: str, value: object) -> float:
 
 def dtype_name(array: Array) -> str:
     """The dtype's name, the same for every library; other byte orders than native keep NumPy's."""
-    return _name_of_dtype(type(array.dtype), array.dtype)
+    return _name_of_dtype(array.dtype.__class__, array.dtype)
 
 
 @cache
-def _name_of_dtype(kind: type, dtype: Any) -> str:  # dtypes of two libraries must not be compared
+def _name_of_dtype(kind: Hashable, dtype: Hashable) -> str:  # dtypes of two libraries must not be compared
     return str(dtype).rpartition(".")[2]  # slow in NumPy
 
 

@@ -34,7 +34,9 @@ class Sizes:
     itemsize: int
     """Bytes of a number that is computed with."""
     score_matrices: int = 1
-    """Matrices of scores held at once: more for gated units and for masks."""
+    """Matrices of scores held at once."""
+    masked: bool = False
+    """Whether some keys may be hidden from some queries."""
     narrow: bool = False
     """Whether inputs are half precision, so that chunks of them are cast."""
     whole_rows: bool = False
@@ -42,10 +44,11 @@ class Sizes:
 
     def forward_bytes(self, rows: int, keys: int) -> int:
         """Scratch of one task of the forward pass."""
-        block = keys * (self.score_matrices * self.itemsize + 1.25)
-        found = min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
+        block = keys * self.score_matrices * self.itemsize
+        hidden = 2 * keys * self.masked
+        found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
         kept = self.slots * (4 * self.itemsize + 12)
-        chunk = int(rows * (block + found + kept + self.width * self.itemsize))
+        chunk = int(rows * (block + max(hidden, found) + kept + self.width * self.itemsize))
         return chunk + self._gathered_bytes(rows)
 
     def backward_bytes(self, rows: int) -> int:

@@ -16,6 +16,7 @@ from topk_np._namespace import (
     dtype_name,
     namespace_of,
 )
+from topk_np.kernels import engine
 
 Head = tuple[int, ...]  # the place of one head among the leading axes
 
@@ -37,19 +38,19 @@ class Mask:
         return max(0, min(keys, int(rows.stop) + self._offset(head)))
 
     def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
-        """The scores (C, n) of some queries and keys with -inf where they may not attend."""
+        """Scores (C, n), our own to change, with -inf where a query may not attend to a key."""
         if self.array is not None:
             allowed = of_head(self.array, head)
             allowed = allowed[rows if allowed.shape[0] > 1 else slice(None), :]
             allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
-            scores = xp.where(allowed, scores, -xp.inf)
+            scores = engine(xp).hide(scores, allowed)
         if self.is_causal:
             first = rows.start + self._offset(head)
             if keys.stop - 1 > first:
                 where = {"dtype": xp.int64, "device": device(scores)}
                 query = xp.arange(first, first + scores.shape[0], **where)[:, None]
                 key = xp.arange(keys.start, keys.stop, **where)[None, :]
-                scores = xp.where(key <= query, scores, -xp.inf)
+                scores = engine(xp).hide(scores, key <= query)
         return scores
 
     def _offset(self, head: Head) -> int:

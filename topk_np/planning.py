@@ -70,9 +70,12 @@ def plan(
 
     Parameters
     ----------
-    query, key, value : array or tuple of int
-        The arrays of the call, or their shapes: (..., Q, D), (..., N, D) and (..., N, V). For the
-        feed-forward layer tokens, keys and values: (T, D), (F, D) and (F, V).
+    query : array (..., Q, D) or tuple of int
+        The first array of the call, or its shape; for the feed-forward layer tokens (T, D).
+    key : array (..., N, D) or tuple of int
+        The second; for the feed-forward layer keys (F, D).
+    value : array (..., N, V) or tuple of int
+        The third; for the feed-forward layer values (F, V).
     k : int
         Keys or units to keep, at least 1.
     dtype : {"float16", "bfloat16", "float32", "float64"}
@@ -81,7 +84,9 @@ def plan(
         Whether there is a mask, causal or other.
     gate : bool, default False
         Whether the units are gated.
-    chunk_size, memory_budget : int, optional
+    chunk_size : int, optional
+        As for the call.
+    memory_budget : int, optional
         As for the call.
     workers : int, optional
         Threads, by default one a core. What is held grows with them, within the memory budget.
@@ -130,7 +135,7 @@ def plan(
         slots=min(k, keys),
         itemsize=max(stored, 4),
         narrow=stored < 4,
-        score_matrices=1 + check_flag("mask", mask),
+        masked=check_flag("mask", mask),
     )
     chunks = plan_chunks(sizes, chunk_size, memory_budget)
     threads = available_cores() if workers is None else check_integer("workers", workers, least=1)

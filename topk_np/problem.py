@@ -98,7 +98,6 @@ class Problem:
 
     def sizes(self, k: int) -> Sizes:
         """What the plan for this problem depends on."""
-        hidden = self.mask is not None
         return Sizes(
             heads=len(self.heads()),
             queries=self.queries,
@@ -107,7 +106,8 @@ class Problem:
             slots=min(k, self.keys),
             itemsize=8 if self.dtype == self.xp.float64 else 4,
             narrow=self.dtype != self.query.dtype,
-            score_matrices=1 + hidden + 4 * self.ranks_weights,
+            score_matrices=1 + 4 * self.ranks_weights,
+            masked=self.mask is not None,
             whole_rows=self.ranks_weights and not self.activation.by_element,
         )
 

@@ -29,6 +29,12 @@ def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
     return np.matmul(rows, keys.T, out=scratch)
 
 
+def hide(scores: Array, allowed: Array) -> Array:
+    """`scores` (C, n), set to -inf in place where `allowed` is False."""
+    np.copyto(scores, -np.inf, where=~allowed)
+    return scores
+
+
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     k = min(k, scores.shape[1])

@@ -17,6 +17,12 @@ def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
     return rows @ keys.T
 
 
+def hide(scores: Array, allowed: Array) -> Array:
+    """(C, n): `scores`, but -inf where `allowed` is False; other engines work in place."""
+    xp = array_namespace(scores)
+    return xp.where(allowed, scores, -xp.inf)
+
+
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     xp = array_namespace(scores)
