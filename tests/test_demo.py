@@ -18,6 +18,7 @@ from tests.test_cli import fails
 from topk_np.cli import main
 from topk_np.demo import experiment, inputs, report
 from topk_np.demo.experiment import PASS_KEY, Row
+from topk_np.diagnostics import kept_mass
 from topk_np.models import fetch
 from topk_np.models.checkpoint import Model, read_gguf
 from topk_np.models.llama import NextTokens
@@ -149,6 +150,31 @@ def test_the_prompt_hides_the_key_and_keeps_the_length(model: Model) -> None:
     first, last = np.flatnonzero(~text)[[0, -1]]
     assert first == text.sum() // 2
     assert last == 249
+
+
+def test_the_time_of_a_run_is_without_that_of_observing(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def observe(query: Any, key: Any, value: Any) -> None:
+        clock[0] += 100
+
+    monkeypatch.setattr(experiment, "perf_counter", lambda: clock[0])
+    prompt = experiment.make_prompt(model.tokenizer, model.tokenizer.encode(WORDS)[:150])
+
+    def tick() -> None:
+        clock[0] += 1
+
+    _, seconds = experiment._timed_run(model.params, prompt, None, None, tick, observe)
+    assert seconds == 2  # one tick a layer
+
+
+def test_mass_kept_in_blocks_is_that_of_the_whole() -> None:
+    query, key = np.random.default_rng(0).standard_normal((2, 2, 1, 300, 4))
+    whole = kept_mass(query, key, k=[64, 2], is_causal=True)
+    mass = experiment._mass_kept(query, key, [64, 2])
+    np.testing.assert_allclose(mass, np.mean(whole, axis=(1, 2, 3)), rtol=1e-12)
 
 
 def test_scratch_of_topk_is_a_small_part_of_the_textbooks() -> None:
