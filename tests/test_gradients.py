@@ -16,9 +16,9 @@ from tests.oracles import assert_close, assert_same_bits, sum_to_shape
 from tests.strategies import leading_axes, seeds
 from tests.test_rowsparse import dense_form
 from topk_np.activations import ACTIVATIONS
-from topk_np.gradients import RowsTerm, SparseTerm, Term, sum_gradients
+from topk_np.gradients import Addend, RowsTerm, SparseTerm, sum_gradients
 from topk_np.masking import Head
-from topk_np.problem import Problem
+from topk_np.problem import Problem, Task
 from topk_np.workers import Crew
 
 
@@ -32,13 +32,18 @@ class Case:
     key_terms: dict[tuple[Head, int], tuple[Any, ...]]
     value_terms: dict[tuple[Head, int], np.ndarray]
 
-    def terms_of(self, head: Head, rows: slice) -> dict[str, Term]:
+    @property
+    def tasks(self) -> list[Task]:
+        return self.problem.tasks(self.chunk)
+
+    def terms_of(self, task: Task) -> list[Addend]:
+        (head,), rows = task
         place = head, rows.start
-        return {
-            "query": RowsTerm(self.query_terms[place], rows.start),
-            "key": SparseTerm(*self.key_terms[place]),
-            "value": RowsTerm(self.value_terms[place], 0),
-        }
+        return [
+            ("query", head, RowsTerm(self.query_terms[place], rows.start)),
+            ("key", head, SparseTerm(*self.key_terms[place])),
+            ("value", head, RowsTerm(self.value_terms[place], 0)),
+        ]
 
     def expected(self) -> dict[str, np.ndarray]:
         """The sums, head by head and then over broadcast axes."""
@@ -68,7 +73,7 @@ def cases_QN(draw: st.DrawFn) -> Case:
     )
     problem = Problem(np, query, key, value, batch, ACTIVATIONS["softmax"])
     query_terms, key_terms, value_terms = {}, {}, {}
-    for head, rows in problem.tasks(chunk):
+    for (head,), rows in problem.tasks(chunk):
         size, place = rows.stop - rows.start, (head, rows.start)
         query_terms[place] = rng.standard_normal((size, 2))
         value_terms[place] = rng.standard_normal((keys, 2))
@@ -92,7 +97,7 @@ def short_ranges() -> Any:
 @given(case=cases_QN(), wave_size=st.integers(1, 9))
 def test_the_sum_of_all_terms_is_the_gradient(case: Case, wave_size: int) -> None:
     with Crew(2) as crew:
-        sums = sum_gradients(case.problem, case.terms_of, case.chunk, crew, wave_size)
+        sums = sum_gradients(case.problem, case.terms_of, case.tasks, crew, wave_size)
     expected = case.expected()
     assert sums.keys() == expected.keys()
     for name, total in sums.items():
@@ -104,7 +109,7 @@ def test_neither_threads_nor_waves_change_a_bit(case: Case) -> None:
     runs = []
     for workers, wave_size in itertools.product((1, 2, 8), (1, 3, 8)):
         with Crew(workers) as crew:
-            runs.append(sum_gradients(case.problem, case.terms_of, case.chunk, crew, wave_size))
+            runs.append(sum_gradients(case.problem, case.terms_of, case.tasks, crew, wave_size))
     for sums, (name, total) in itertools.product(runs[1:], runs[0].items()):
         assert_same_bits(sums[name], total)
 
@@ -112,7 +117,7 @@ def test_neither_threads_nor_waves_change_a_bit(case: Case) -> None:
 @given(case=cases_QN(), wave_size=st.integers(1, 9))
 def test_at_most_a_wave_of_terms_is_alive(case: Case, wave_size: int) -> None:
     """Counted by the calls: terms of the next wave are made once the last ones are added."""
-    made: list[tuple[Head, slice]] = []
+    made: list[Task] = []
     added_before: list[bool] = []
     totals: list[float] = []
 
@@ -121,12 +126,13 @@ def test_at_most_a_wave_of_terms_is_alive(case: Case, wave_size: int) -> None:
             totals.append(0.0)
             super().add_to(total, first)
 
-    def terms_of(head: Head, rows: slice) -> dict[str, Term]:
+    def terms_of(task: Task) -> list[Addend]:
+        (head,), rows = task
         added_before.append(len(totals) >= len(made) // wave_size * wave_size)
-        made.append((head, rows))
-        return {"query": Counting(case.query_terms[head, rows.start], rows.start)}
+        made.append(task)
+        return [("query", head, Counting(case.query_terms[head, rows.start], rows.start))]
 
     with Crew(1) as crew:
-        sum_gradients(case.problem, terms_of, case.chunk, crew, wave_size)
+        sum_gradients(case.problem, terms_of, case.tasks, crew, wave_size)
     assert all(added_before)
-    assert made == case.problem.tasks(case.chunk)
+    assert made == case.tasks

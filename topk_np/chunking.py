@@ -18,6 +18,8 @@ MOST_QUERIES, FEWEST_QUERIES = 256, 128
 BLOCK_SCORES = 2**20
 LEAST_BLOCK = 1024
 MOST_BACKWARD_QUERIES = 2048
+PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
+WORTH_THREADS = 2**18  # scores from which threads save more than they cost
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Sizes:
         width = self.width if self.narrow else self.width // 2
         return rows * self.itemsize * (2 * self.slots + width)
 
+    def stacked_bytes(self, heads: int) -> int:
+        """Copies of the keys and values of several heads, and of their gradients."""
+        return 2 * heads * self.keys * self.width * self.itemsize if heads > 1 else 0
+
+    def task_bytes(self, rows: int, keys: int, backward: int, heads: int) -> int:
+        """Scratch of a task of either pass, for so many rows of each of so many heads."""
+        forward = self.forward_bytes(heads * rows, keys)
+        return max(forward, self.backward_bytes(heads * backward)) + self.stacked_bytes(heads)
+
     def _gathered_bytes(self, rows: int) -> int:
         row = self.slots * self.width * self.itemsize
         return max(row, min(GATHERED_BYTES, rows * row))
@@ -76,6 +87,8 @@ class Chunks:
     """Keys of a block; the k best of a chunk are merged block by block."""
     backward_queries: int
     """Queries of a chunk of the backward pass, which holds no scores."""
+    heads: int
+    """Heads that a task takes together, where they are short."""
     task_bytes: int
     """Scratch that one task holds at most, of `MOST_TASKS` that may run at once."""
 
@@ -116,8 +129,21 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     backward = max(1, min(backward, sizes.queries))
     while sizes.backward_bytes(backward) > share:
         backward = -(-backward // 2)
-    held = max(sizes.forward_bytes(rows, block), sizes.backward_bytes(backward))
-    return Chunks(rows, block, backward, held)
+    heads = 1
+    if chunk_size is None and (rows, backward, block) == (sizes.queries, sizes.queries, keys):
+        heads = _pack(sizes, share)
+    return Chunks(rows, block, backward, heads, sizes.task_bytes(rows, block, backward, heads))
+
+
+def _pack(sizes: Sizes, share: int) -> int:
+    """How many heads a task takes where they are short, so that each does not cost a task."""
+    heads = min(sizes.heads, PACKED_QUERIES // sizes.queries)
+    if sizes.heads * sizes.queries * sizes.keys >= WORTH_THREADS:
+        heads = min(heads, -(-sizes.heads // MOST_TASKS))
+    heads = max(heads, 1)
+    while heads > 1 and sizes.task_bytes(sizes.queries, sizes.keys, sizes.queries, heads) > share:
+        heads -= 1
+    return heads
 
 
 def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None) -> int:

@@ -1,7 +1,7 @@
 """
 The top-k function, forward and backward, once for attention and the feed-forward layer alike.
 
-For a chunk of C queries of one head::
+For a chunk of C queries of one head, or of G short heads at once::
 
     1  scores  = scale query keyᵀ + key_bias            (C, n), for one block of keys at a time
     2  kept, indices = the k largest of each row        (C, K), merged block by block
@@ -17,12 +17,13 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from topk_np._namespace import Array, cast, nbytes
+from array_api_compat import device
+
+from topk_np._namespace import Array, Namespace, cast, nbytes
 from topk_np.chunking import Chunks, slices
-from topk_np.gradients import RowsTerm, SparseTerm, Term, sum_gradients
-from topk_np.masking import Head
+from topk_np.gradients import Addend, RowsTerm, SparseTerm, sum_gradients
 from topk_np.problem import Part, Problem, Task
-from topk_np.rowsparse import gather_matmul, sampled_matmul
+from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
 from topk_np.selection import KBest
 from topk_np.workers import Scratch
 
@@ -59,23 +60,22 @@ def forward(
     with problem.crew(workers) as crew:
 
         def work(task: Task) -> None:
-            head, rows = task
-            here = (*head, rows, slice(None))
-            part = problem.part(head, rows)
-            scores, indices, linear = _select(
-                problem, part, head, rows, k, chunks.keys, crew.scratch
-            )
-            kept_scores[here], kept_indices[here] = scores, indices
+            part = problem.part(task)
+            scores, indices, linear = _select(problem, part, task, k, chunks.keys, crew.scratch)
             weights = problem.activation.value(scores)
-            if kept_linear is not None:
-                kept_linear[here] = linear
+            if linear is not None:
                 weights = weights * linear
-            piece = gather_matmul(weights, indices, _counts(xp, indices), part.value)
-            if part.value_bias is not None:
-                piece = piece + cast(xp, part.value_bias, problem.dtype)
-            out[here] = cast(xp, piece, out.dtype)
+                _store(task, kept_linear, linear)
+            counts = _counts(xp, indices)
+            placed = _place(problem, task, indices)
+            piece = gather_matmul(weights, placed, counts, part.stacked("value"))
+            if problem.value_bias is not None:
+                piece = piece + cast(xp, problem.value_bias, problem.dtype)
+            _store(task, kept_scores, scores)
+            _store(task, kept_indices, indices)
+            _store(task, out, cast(xp, piece, out.dtype))
 
-        crew.map(work, problem.tasks(chunks.queries))
+        crew.map(work, problem.tasks(chunks.queries, chunks.heads))
     return out, Kept(kept_scores, kept_indices, kept_linear)
 
 
@@ -85,66 +85,70 @@ def backward(
     """The gradients of the inputs by name."""
     xp = problem.xp
 
-    def terms_of(head: Head, rows: slice) -> dict[str, Term]:
-        here = (*head, rows, slice(None))
-        part = problem.part(head, rows)
-        scores, indices = kept.scores[here], kept.indices[here]
-        counts = _counts(xp, indices)
+    def terms_of(task: Task) -> list[Addend]:
+        part = problem.part(task)
+        scores, indices = _load(xp, task, kept.scores), _load(xp, task, kept.indices)
+        counts, placed = _counts(xp, indices), _place(problem, task, indices)
         activated = problem.activation.value(scores)
-        linear = None if kept.linear is None else kept.linear[here]
-        dpiece = cast(xp, dout[here], problem.dtype)
+        linear = None if kept.linear is None else _load(xp, task, kept.linear)
+        dpiece = cast(xp, _load(xp, task, dout), problem.dtype)
+        addends: list[Addend] = []
 
-        def scatter(weights: Array, matrix: Array) -> Term:
-            return SparseTerm(weights, indices, counts, matrix)
+        def add_rows(name: str, stacked: Array, start: int) -> None:
+            for head, rows in zip(task.heads, task.per_head(stacked), strict=True):
+                addends.append((name, head, RowsTerm(rows, start)))
+
+        def add_scattered(name: str, weights: Array, matrix: Array) -> None:
+            """Add the transposed row-sparse weights times `matrix`."""
+            if len(task.heads) == 1:
+                term = SparseTerm(weights, indices, counts, matrix)
+                addends.append((name, task.heads[0], term))
+                return
+            total = problem.zeros(len(task.heads) * problem.keys, matrix.shape[1])
+            add_rows(name, scatter_matmul(weights, placed, counts, matrix, total), 0)
 
         # 4  out = sum_j weights_ij value[indices_ij] + value_bias
-        dweights = sampled_matmul(dpiece, part.value, indices, counts)
-        weights = activated if linear is None else activated * linear
-        terms: dict[str, Term] = {"value": scatter(weights, dpiece)}
-        if part.value_bias is not None:
-            terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
+        dweights = sampled_matmul(dpiece, part.stacked("value"), placed, counts)
+        add_scattered("value", activated if linear is None else activated * linear, dpiece)
+        if problem.value_bias is not None:
+            add_rows("value_bias", xp.sum(dpiece, axis=0, keepdims=True), 0)
         # 3  weights = activation(kept), times the linear factor
         dactivated = dweights if linear is None else dweights * linear
         dscores = problem.activation.vjp(scores, activated, dactivated)
         # 1  scores, or the linear factor of a gated unit, = scale query keyᵀ + key_bias
         dproduct = dscores if linear is None else dweights * activated
-        if part.key_bias is not None:
-            terms["key_bias"] = scatter(dproduct, xp.ones_like(dpiece[:, :1]))
+        if problem.key_bias is not None:
+            add_scattered("key_bias", dproduct, xp.ones_like(dpiece[:, :1]))
         dproduct = dproduct if problem.scale == 1 else dproduct * problem.scale
-        terms["key"] = scatter(dproduct, part.query)
-        dquery = gather_matmul(dproduct, indices, counts, part.key)
-        if part.gate is not None:
-            terms["gate"] = scatter(dscores, part.query)
-            dquery = dquery + gather_matmul(dscores, indices, counts, part.gate)
-        terms["query"] = RowsTerm(dquery, rows.start)
-        return terms
+        add_scattered("key", dproduct, part.query)
+        dquery = gather_matmul(dproduct, placed, counts, part.stacked("key"))
+        if problem.gate is not None:
+            add_scattered("gate", dscores, part.query)
+            dquery = dquery + gather_matmul(dscores, placed, counts, part.stacked("gate"))
+        add_rows("query", dquery, task.rows.start)
+        return addends
 
+    tasks = problem.tasks(chunks.backward_queries, chunks.heads)
     with problem.crew(workers) as crew:
-        return sum_gradients(problem, terms_of, chunks.backward_queries, crew)
+        return sum_gradients(problem, terms_of, tasks, crew)
 
 
 def _select(
-    problem: Problem,
-    part: Part,
-    head: Head,
-    rows: slice,
-    k: int,
-    block: int,
-    scratch: Scratch,
+    problem: Problem, part: Part, task: Task, k: int, block: int, scratch: Scratch
 ) -> tuple[Array, Array, Array | None]:
-    """Steps 1 and 2: kept scores, their indices, and linear factors if gated, all (C, K)."""
+    """Steps 1 and 2: kept scores, their indices, and linear factors if gated, all (G C, K)."""
     xp = problem.xp
     seen = problem.keys
     if problem.mask is not None:
-        seen = problem.mask.visible(head, rows, seen)
+        seen = max(problem.mask.visible(head, task.rows, seen) for head in task.heads)
     best = KBest(k)
     for keys in list(slices(seen, block)) or [slice(0, min(problem.keys, 1))]:
-        ranks = problem.ranks(part, head, rows, keys, scratch)
+        ranks = problem.ranks(part, task, keys, scratch)
         if not problem.ranks_weights:
             best.add(ranks, keys.start)
             continue
         weights = problem.activation.value(ranks)
-        linear = problem.linear(part, keys, scratch)
+        linear = problem.linear(part, task, keys, scratch)
         others = [ranks] if linear is None else [ranks, linear]
         sizes = xp.abs(weights if linear is None else weights * linear)
         best.add(xp.where(ranks == -xp.inf, -xp.inf, sizes), keys.start, *others)
@@ -154,19 +158,41 @@ def _select(
         scores = xp.where(indices < 0, -xp.inf, others[0])
     if problem.late_scale != 1:
         scores = scores * problem.late_scale
-    if part.gate is None:
+    if problem.gate is None:
         return scores, indices, None
     if problem.ranks_weights:
         return scores, indices, others[1]
     # Ranked by the gate's score, so the linear factor is needed at the kept units only.
-    linear = sampled_matmul(part.query, part.key, indices, _counts(xp, indices))
-    if part.key_bias is not None:
-        bias = cast(xp, part.key_bias[:, 0], problem.dtype)
+    linear = sampled_matmul(part.query, part.stacked("key"), indices, _counts(xp, indices))
+    if problem.key_bias is not None:
+        bias = cast(xp, problem.key_bias[:, 0], problem.dtype)
         flat = xp.reshape(xp.where(indices < 0, 0, indices), (-1,))
         linear = linear + xp.reshape(xp.take(bias, flat), indices.shape)
     return scores, indices, linear
 
 
-def _counts(xp: Array, indices: Array) -> Array:
-    """(C,) int32: the slots of each row that are in use."""
+def _counts(xp: Namespace, indices: Array) -> Array:
+    """(G C,) int32: the slots of each row that are in use."""
     return xp.sum(xp.astype(indices >= 0, xp.int32), axis=1, dtype=xp.int32)
+
+
+def _place(problem: Problem, task: Task, indices: Array) -> Array:
+    """Indices into the stacked matrices of all heads, from indices into each head's own."""
+    if len(task.heads) == 1:
+        return indices
+    xp = problem.xp
+    rows = xp.arange(indices.shape[0], dtype=xp.int32, device=device(indices))
+    first = rows // (indices.shape[0] // len(task.heads)) * problem.keys
+    return xp.where(indices < 0, indices, indices + first[:, None])
+
+
+def _store(task: Task, array: Array, stacked: Array) -> None:
+    """Store rows, one head after the other, where a task's queries are in `array` (..., Q, ·)."""
+    for head, rows in zip(task.heads, task.per_head(stacked), strict=True):
+        array[(*head, task.rows, slice(None))] = rows
+
+
+def _load(xp: Namespace, task: Task, array: Array) -> Array:
+    """The rows of a task's queries in `array` (..., Q, ·), one head after the other."""
+    rows = [array[(*head, task.rows, slice(None))] for head in task.heads]
+    return rows[0] if len(rows) == 1 else xp.concat(rows, axis=0)

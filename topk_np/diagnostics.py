@@ -78,8 +78,8 @@ def kept_mass(
     out = problem.zeros(len(ks), *problem.batch, problem.queries)
 
     def work(task: Task) -> None:
-        head, rows = task
-        scores = problem.scores(problem.part(head, rows), head, rows)
+        (head,), rows = task
+        scores = problem.scores(problem.part(task), task)
         weights = softmax(scores)
         # softmax keeps the order of the scores, so the largest weights are those of the kept keys
         best = xp.flip(xp.sort(select(weights, max(ks)).values, axis=1), axis=1)

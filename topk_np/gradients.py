@@ -59,6 +59,9 @@ class SparseTerm:
             total[...] = updated
 
 
+Addend = tuple[str, Head, Term]  # the input and the head whose gradient the term is added to
+
+
 class _Share(NamedTuple):
     """A range of rows of one head's gradient, and the terms to add there, in order."""
 
@@ -73,37 +76,35 @@ class _Share(NamedTuple):
 
 def sum_gradients(
     problem: Problem,
-    terms_of: Callable[[Head, slice], dict[str, Term]],
-    chunk: int,
+    terms_of: Callable[[Task], list[Addend]],
+    tasks: list[Task],
     crew: Crew,
     wave_size: int = MOST_TASKS,
 ) -> dict[str, Array]:
     """
     The gradients of the inputs by name.
 
-    ``terms_of(head, rows)`` gives what a chunk of queries contributes, by the name of the input;
-    it is called on `wave_size` chunks before what they contribute is added.
+    ``terms_of(task)`` gives what the queries of a task contribute; it is called on `wave_size`
+    tasks before what they contribute is added.
     """
     sums = {name: problem.zeros(*array.shape) for name, array in problem.inputs.items()}
-    tasks = problem.tasks(chunk)
     for wave in slices(len(tasks), wave_size):
-        made = crew.map(lambda task: terms_of(*task), tasks[wave])
-        crew.map(_Share.add, _shares(sums, tasks[wave], made))
+        made = crew.map(terms_of, tasks[wave])
+        crew.map(_Share.add, _shares(sums, [addend for addends in made for addend in addends]))
     return {name: cast(problem.xp, total, problem.query.dtype) for name, total in sums.items()}
 
 
-def _shares(sums: dict[str, Array], tasks: list[Task], made: list[dict[str, Term]]) -> list[_Share]:
+def _shares(sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:
     """What can be added independently: one head of one gradient, or a range of its rows."""
     gathered: dict[tuple[str, Head], list[Term]] = {}
-    for (head, _), terms in zip(tasks, made, strict=True):
-        for name, term in terms.items():
-            place = own_place(sums[name].shape[:-2], head)
-            gathered.setdefault((name, place), []).append(term)
+    for name, head, term in addends:
+        place = own_place(sums[name].shape[:-2], head)
+        gathered.setdefault((name, place), []).append(term)
     shares = []
-    for (name, place), terms_here in gathered.items():
+    for (name, place), terms in gathered.items():
         total = of_head(sums[name], place)
         size = max(total.shape[0], 1)
-        if isinstance(terms_here[0], SparseTerm):
+        if isinstance(terms[0], SparseTerm):
             size = max(LEAST_RANGE, -(-size // MOST_RANGES))
-        shares += [_Share(total, terms_here, rows) for rows in slices(total.shape[0], size)]
+        shares += [_Share(total, terms, rows) for rows in slices(total.shape[0], size)]
     return shares

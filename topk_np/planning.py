@@ -141,11 +141,13 @@ def plan(
     threads = available_cores() if workers is None else check_integer("workers", workers, least=1)
 
     def at_once(rows: int, most: int) -> int:
-        return min(most, heads * -(-queries // rows))
+        return min(most, -(-heads // chunks.heads) * -(-queries // rows))
 
     threads = min(threads, MOST_TASKS)
-    held = sizes.held_bytes(chunks.backward_queries)
-    busy = sizes.backward_bytes(chunks.backward_queries) - held
+    stacked = sizes.stacked_bytes(chunks.heads) // 2
+    rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
+    held = sizes.held_bytes(backward_rows)
+    busy = sizes.backward_bytes(backward_rows) - held + stacked
     grads = sum(math.prod(shape) for shape in shapes) + gated * math.prod(shapes[1])
     return Plan(
         chunks.queries,
@@ -155,8 +157,8 @@ def plan(
         residual_bytes=heads * queries * sizes.slots * ((1 + gated) * sizes.itemsize + 4),
         grad_bytes=grads * stored,
         forward_scratch=at_once(chunks.queries, threads)
-        * sizes.forward_bytes(chunks.queries, chunks.keys),
-        backward_scratch=at_once(chunks.backward_queries, MOST_TASKS) * held
+        * (sizes.forward_bytes(rows, chunks.keys) + stacked // 2),
+        backward_scratch=at_once(chunks.backward_queries, MOST_TASKS) * (held + stacked)
         + at_once(chunks.backward_queries, threads) * busy,
     )
 

@@ -8,31 +8,49 @@ one head at a time, as plain matrices: query rows (C, D), key (N, D), value (N, 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from array_api_compat import device
 
-from topk_np._namespace import Array, Namespace, cast, compute_dtype, is_numpy
+from topk_np._namespace import Array, Namespace, array_namespace, cast, compute_dtype, is_numpy
 from topk_np.activations import Activation
-from topk_np.chunking import Sizes, slices
+from topk_np.chunking import WORTH_THREADS, Sizes, slices
 from topk_np.kernels import engine
 from topk_np.masking import Head, Mask, of_head
 from topk_np.workers import Crew, Scratch
 
-Task = tuple[Head, slice]  # some queries of one head
+INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")
 
 
-class Part(NamedTuple):
-    """The matrices that a chunk of queries of one head needs, as the caller gave them."""
+class Task(NamedTuple):
+    """Some queries, the same of each of G heads: one head, or several that are short."""
+
+    heads: tuple[Head, ...]
+    rows: slice
+
+    def per_head(self, stacked: Array) -> list[Array]:
+        """The parts of an array whose rows are those of all heads, one head after the other."""
+        size = stacked.shape[0] // len(self.heads)
+        return [stacked[i * size : (i + 1) * size, ...] for i in range(len(self.heads))]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The matrices that a task needs: queries stacked, the others head by head as given."""
 
     query: Array
-    """(C, D), in the computing dtype."""
-    key: Array
-    value: Array
-    gate: Array | None = None
-    key_bias: Array | None = None
-    value_bias: Array | None = None
+    """(G C, D), in the computing dtype."""
+    matrices: dict[str, list[Array]]
+    """By name, one of each head."""
+
+    def stacked(self, name: str) -> Array:
+        """(G N, ...): the matrices called `name` one below the other; not copied if it is one."""
+        matrices = self.matrices[name]
+        if len(matrices) == 1:
+            return matrices[0]
+        return array_namespace(self.query).concat(matrices, axis=0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ class Problem:
     @property
     def inputs(self) -> dict[str, Array]:
         """The arrays that have a gradient, by name; those not given are left out."""
-        given = ((name, getattr(self, name)) for name in Part._fields)
+        given = ((name, getattr(self, name)) for name in INPUTS)
         return {name: array for name, array in given if array is not None}
 
     @property
@@ -120,56 +138,81 @@ class Problem:
         """The place of every head among the leading axes."""
         return list(itertools.product(*map(range, self.batch)))
 
-    def tasks(self, chunk: int) -> list[Task]:
-        """Every chunk of queries of every head."""
-        return list(itertools.product(self.heads(), slices(self.queries, chunk)))
+    def tasks(self, chunk: int, heads: int = 1) -> list[Task]:
+        """Every chunk of queries of every so many heads."""
+        every = self.heads()
+        packs = [tuple(every[pack]) for pack in slices(len(every), heads)]
+        return [Task(*task) for task in itertools.product(packs, slices(self.queries, chunk))]
 
-    def part(self, head: Head, rows: slice) -> Part:
-        """The matrices for some queries of one head."""
-        matrices = {name: of_head(array, head) for name, array in self.inputs.items()}
-        query = cast(self.xp, matrices.pop("query")[rows, :], self.dtype)
-        return Part(query, **matrices)
+    def part(self, task: Task) -> Part:
+        """The matrices for a task."""
+        matrices = {
+            name: [of_head(array, head) for head in task.heads]
+            for name, array in self.inputs.items()
+        }
+        rows = [cast(self.xp, query[task.rows, :], self.dtype) for query in matrices.pop("query")]
+        return Part(rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=0), matrices)
 
-    def ranks(
-        self, part: Part, head: Head, rows: slice, keys: slice, scratch: Scratch | None = None
-    ) -> Array:
-        """(C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""
-        ranking = part.key if part.gate is None else part.gate
-        scores = self._product("scores", part.query, ranking[keys, :], scratch)
+    def ranks(self, part: Part, task: Task, keys: slice, scratch: Scratch | None = None) -> Array:
+        """(G C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""
+        gated = self.gate is not None
+        scores = self._product("gate" if gated else "key", part, task, keys, scratch)
         if self.late_scale != self.scale:
             scores = scores * self.scale
-        if part.key_bias is not None and part.gate is None:
-            scores = scores + cast(self.xp, part.key_bias[keys, :].T, self.dtype)
-        if self.mask is not None:
-            scores = self.mask.hide(self.xp, scores, head, rows, keys)
-        return scores
+        if self.key_bias is not None and not gated:
+            scores = scores + self._key_bias(part, keys)
+        if self.mask is None:
+            return scores
+        mask = self.mask
+        return _each_head(
+            task,
+            scores,
+            lambda i, own: mask.hide(self.xp, own, task.heads[i], task.rows, keys),
+        )
 
-    def scores(self, part: Part, head: Head, rows: slice) -> Array:
-        """(C, N): what goes into the activation, of all keys; -inf where a key is masked."""
-        scores = self.ranks(part, head, rows, slice(0, self.keys))
+    def scores(self, part: Part, task: Task) -> Array:
+        """(G C, N): what goes into the activation, of all keys; -inf where a key is masked."""
+        scores = self.ranks(part, task, slice(0, self.keys))
         return scores if self.late_scale == 1 else scores * self.late_scale
 
-    def linear(self, part: Part, keys: slice, scratch: Scratch | None = None) -> Array | None:
-        """(C, n): the factor beside the activation in a gated unit; None without a gate."""
-        if part.gate is None:
+    def linear(
+        self, part: Part, task: Task, keys: slice, scratch: Scratch | None = None
+    ) -> Array | None:
+        """(G C, n): the factor beside the activation in a gated unit; None without a gate."""
+        if self.gate is None:
             return None
-        linear = self._product("linear", part.query, part.key[keys, :], scratch)
-        if part.key_bias is not None:
-            linear = linear + cast(self.xp, part.key_bias[keys, :].T, self.dtype)
-        return linear
+        linear = self._product("key", part, task, keys, scratch)
+        return linear if self.key_bias is None else linear + self._key_bias(part, keys)
 
     def crew(self, workers: Any) -> Crew:
         """The threads for this problem: one where more are not worth starting."""
         scores = len(self.heads()) * self.queries * self.keys
         return Crew(workers if is_numpy(self.xp) and scores >= WORTH_THREADS else 1)
 
-    def _product(self, name: str, rows: Array, keys: Array, scratch: Scratch | None) -> Array:
-        """(C, n): ``rows keysᵀ``, in the thread's scratch where there is one."""
-        keys = cast(self.xp, keys, self.dtype)
-        buffer = None
-        if scratch is not None and is_numpy(self.xp):
-            buffer = scratch.matrix(name, rows.shape[0], keys.shape[0], self.dtype)
-        return engine(self.xp).matmul(rows, keys, buffer)
+    def _key_bias(self, part: Part, keys: slice) -> Array:
+        (bias,) = part.matrices["key_bias"]  # only the feed-forward layer has one, and one head
+        return cast(self.xp, bias[keys, :].T, self.dtype)
+
+    def _product(
+        self, name: str, part: Part, task: Task, keys: slice, scratch: Scratch | None
+    ) -> Array:
+        """(G C, n): each head's ``query matrixᵀ``, in the thread's scratch where there is one."""
+        matrices = [cast(self.xp, matrix[keys, :], self.dtype) for matrix in part.matrices[name]]
+        shape = part.query.shape[0], matrices[0].shape[0]
+        if scratch is None or not is_numpy(self.xp):
+            products = self.xp.empty(shape, dtype=self.dtype, device=device(self.query))
+        else:
+            products = scratch.matrix(name, *shape, self.dtype)
+        rows, kernels = task.per_head(part.query), engine(self.xp)
+        return _each_head(task, products, lambda i, own: kernels.matmul(rows[i], matrices[i], own))
 
 
-WORTH_THREADS = 2**18  # scores from which threads save more than they cost
+def _each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:
+    """`stacked` after ``make(i, rows)`` on the rows of each head, which may work in place."""
+    for i, own in enumerate(task.per_head(stacked)):
+        made = make(i, own)
+        if made is not own:
+            if len(task.heads) == 1:
+                return made
+            own[...] = made
+    return stacked

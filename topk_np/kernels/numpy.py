@@ -19,7 +19,7 @@ from topk_np.kernels import GATHERED_BYTES, Selection
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
 DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
-FEW_SLOTS = 2**13  # that are gathered before scipy has made its matrix
+FEW_SLOTS = 2**12  # that are gathered before scipy has made its matrix
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
