@@ -3,7 +3,7 @@
 PYTHON  ?= python3
 # Hypothesis profile: dev, ci or thorough.
 PROFILE ?= $(or $(TOPK_NP_PROFILE),$(if $(CI),ci,dev))
-# Further options for the command that `make demo` or `make test` runs.
+# Further options for the command that `make demo`, `make test` or `make bench` runs.
 ARGS    ?=
 
 BIN       := .venv/bin
@@ -19,12 +19,18 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12      the Python that .venv is made with (3.11 or newer)'
-	@echo '  ARGS="--k 8 16 32"     further options for demo and test'
+	@echo '  ARGS="--k 8 16 32"     further options for demo, test and bench'
 	@echo '  PROFILE=thorough       how hard the property tests try: dev, ci or thorough'
 
 .PHONY: demo
 demo: $(call installed,demo) ## Run a language model with dense and with top-k attention
 	$(BIN)/python -m topk_np demo $(ARGS)
+
+# Settings of BLAS that would make the numbers another machine's are dropped.
+.PHONY: bench
+bench: $(call installed,bench) ## Measure time and memory against NumPy and PyTorch
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m topk_np bench \
+	  --out docs/data/bench --plots docs/figures $(ARGS)
 
 .PHONY: test
 test: $(call installed,test) ## Run the tests, with branch coverage

@@ -1,0 +1,111 @@
+"""What is computed: the problems of the benchmark and their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from topk_np._namespace import Array
+
+FORWARD, BOTH = MODES = ("forward", "forward+backward")
+ATTENTION, FFN = KINDS = ("attention", "ffn")
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class BenchError(Exception):
+    """What the user should be told in one line."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One problem, ``activation(scale query keyᵀ) value``.
+
+    Attention has softmax and one matrix for each head. The feed-forward layer has ReLU and no
+    scale: its queries are the tokens, its keys and values the two matrices.
+    """
+
+    kind: str
+    heads: int
+    queries: int
+    keys: int
+    width: int
+    """D, and V as well."""
+    k: int
+    causal: bool = False
+
+    @property
+    def scale(self) -> float:
+        """The factor of the scores."""
+        return 1 / math.sqrt(self.width) if self.kind == ATTENTION else 1.0
+
+    @property
+    def scores(self) -> int:
+        """How many scores there are, masked ones included."""
+        return self.heads * self.queries * self.keys
+
+    @property
+    def rows(self) -> int:
+        """Rows of the inputs."""
+        return self.heads * (self.queries + self.keys)
+
+    def clipped(self, length: int) -> Case:
+        """The same with at most so many queries and keys."""
+        queries, keys = min(self.queries, length), min(self.keys, length)
+        return replace(self, queries=queries, keys=keys, k=min(self.k, keys))
+
+
+class Inputs(NamedTuple):
+    """Float32 arrays with one head axis."""
+
+    query: Array
+    """(heads, Q, D)"""
+    key: Array
+    """(heads, N, D)"""
+    value: Array
+    """(heads, N, D)"""
+    dout: Array
+    """(heads, Q, D), the gradient of the output."""
+
+
+def make_inputs(case: Case, /) -> Inputs:
+    """Normal numbers, the same in every process; scores have a standard deviation of 1."""
+    draw = np.random.default_rng(0)
+
+    def normal(rows: int) -> Array:
+        return draw.standard_normal((case.heads, rows, case.width), np.float32)
+
+    inputs = Inputs(*map(normal, (case.queries, case.keys, case.keys, case.queries)))
+    if case.kind == FFN:
+        np.multiply(inputs.key, case.width**-0.5, out=inputs.key)
+    return inputs
+
+
+def attention_case(
+    length: int, /, *, queries: int | None = None, causal: bool = False, heads: int = 4
+) -> Case:
+    """Attention of heads of width 64 with k = 64, self-attention unless told the queries."""
+    queries = length if queries is None else queries
+    return Case(ATTENTION, heads, queries, length, 64, min(64, length), causal)
+
+
+def ffn_case(tokens: int, width: int, units: int, /) -> Case:
+    """A feed-forward layer with k = 256."""
+    return Case(FFN, 1, tokens, units, width, min(256, units))
+
+
+def attention_cases(lengths: Sequence[int], causal: bool, /) -> list[Case]:
+    """Self-attention, shortest first."""
+    return [attention_case(length, causal=causal) for length in sorted(set(lengths))]
+
+
+FFN_CASES = (  # BERT base's and T5's shapes; the last is T5-11B's
+    ffn_case(2048, 768, 3072),
+    ffn_case(2048, 1024, 16384),
+    ffn_case(1024, 1024, 65536),
+)

@@ -1,0 +1,212 @@
+"""The ways to compute a case: topk_np, plain NumPy, PyTorch, and the scores' product alone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import topk_np
+from topk_np._namespace import Array
+from topk_np.bench.cases import ATTENTION, FORWARD, KINDS, MODES, Case, Inputs
+from topk_np.kernels import numpy as kernels
+from topk_np.workers import Crew, available_cores
+
+DENSE_CHUNK = 1024
+GEMM_QUERIES, GEMM_KEYS = 256, 4096
+
+
+class Runs(NamedTuple):
+    """A case that is ready to run; what is returned is kept alive until it is measured."""
+
+    forward: Callable[[], Any]
+    """Returns the output."""
+    both: Callable[[], tuple[Any, ...]] | None = None
+    """Returns the output and the gradients of query, key and value."""
+
+    def of(self, mode: str) -> Callable[[], Any]:
+        """What runs `mode`."""
+        return self.forward if mode == FORWARD or self.both is None else self.both
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to compute a case."""
+
+    name: str
+    what: str
+    build: Callable[[Case, Inputs], Runs]
+    quadratic: bool = False
+    """Whether memory grows with the number of scores, not with length."""
+    kinds: tuple[str, ...] = KINDS
+    modes: tuple[str, ...] = MODES
+    needs: str | None = None
+    """A package beyond what topk_np installs."""
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can run here."""
+        return self.needs is None or importlib.util.find_spec(self.needs) is not None
+
+    def does(self, case: Case, mode: str) -> bool:
+        """Whether it computes such a case."""
+        return case.kind in self.kinds and mode in self.modes
+
+
+def _topk(case: Case, inputs: Inputs) -> Runs:
+    query, key, value, dout = inputs
+    if case.kind == ATTENTION:
+
+        def forward() -> Array:
+            return topk_np.topk_attention(query, key, value, k=case.k, is_causal=case.causal)
+
+        def both() -> tuple[Array, ...]:
+            out, kept = topk_np.topk_attention_fwd(
+                query, key, value, k=case.k, is_causal=case.causal
+            )
+            return out, *topk_np.topk_attention_bwd(kept, dout)[:3]
+
+        return Runs(forward, both)
+    x, keys, values, dy = (array[0] for array in inputs)
+
+    def ffn() -> Array:
+        return topk_np.topk_ffn(x, keys, values, k=case.k)
+
+    def ffn_both() -> tuple[Array, ...]:
+        out, kept = topk_np.topk_ffn_fwd(x, keys, values, k=case.k)
+        return out, *topk_np.topk_ffn_bwd(kept, dy)[:3]
+
+    return Runs(ffn, ffn_both)
+
+
+def _chunked(case: Case, inputs: Inputs) -> Runs:
+    """The paper's query chunking: dense and exact, the backward pass recomputes."""
+    query, key, value, dout = inputs
+    if case.kind == ATTENTION:
+
+        def forward() -> Array:
+            return topk_np.dense_attention(
+                query, key, value, is_causal=case.causal, chunk_size=DENSE_CHUNK
+            )
+
+        def both() -> tuple[Array, ...]:
+            out, kept = topk_np.dense_attention_fwd(
+                query, key, value, is_causal=case.causal, chunk_size=DENSE_CHUNK
+            )
+            return out, *topk_np.dense_attention_bwd(kept, dout)[:3]
+
+        return Runs(forward, both)
+    x, keys, values, dy = (array[0] for array in inputs)
+
+    def ffn() -> Array:
+        return topk_np.dense_ffn(x, keys, values, chunk_size=DENSE_CHUNK)
+
+    def ffn_both() -> tuple[Array, ...]:
+        out, kept = topk_np.dense_ffn_fwd(x, keys, values, chunk_size=DENSE_CHUNK)
+        return out, *topk_np.dense_ffn_bwd(kept, dy)[:3]
+
+    return Runs(ffn, ffn_both)
+
+
+def _plain(case: Case, inputs: Inputs) -> Runs:
+    """The textbook on NumPy, all scores at once, as many BLAS threads as BLAS likes."""
+    query, key, value, dout = inputs
+    softmax = case.kind == ATTENTION
+
+    def forward_weights() -> tuple[Array, Array]:
+        weights = query @ key.swapaxes(1, 2)
+        if softmax:
+            weights *= case.scale
+            if case.causal:
+                weights[:, np.triu(np.ones(weights.shape[1:], bool), 1)] = -np.inf
+            weights -= weights.max(axis=2, keepdims=True)
+            np.exp(weights, out=weights)
+            weights /= weights.sum(axis=2, keepdims=True)
+        else:
+            np.maximum(weights, 0, out=weights)
+        return weights @ value, weights
+
+    def both() -> tuple[Array, ...]:
+        out, weights = forward_weights()
+        dvalue = weights.swapaxes(1, 2) @ dout
+        dscores = dout @ value.swapaxes(1, 2)
+        if softmax:
+            dscores -= np.einsum("hqv,hqv->hq", out, dout)[:, :, None]
+            dscores *= weights
+            dscores *= case.scale
+        else:
+            dscores *= weights > 0
+        return out, dscores @ key, dscores.swapaxes(1, 2) @ query, dvalue
+
+    return Runs(lambda: forward_weights()[0], both)
+
+
+def _gemm(case: Case, inputs: Inputs) -> Runs:
+    """
+    The scores and nothing else, block by block into the same scratch, on all cores.
+
+    Returns the last score of each block. No top-k that computes all scores can be faster.
+    """
+    query, key = inputs.query, inputs.key
+
+    def forward() -> list[float]:
+        with Crew(available_cores()) as crew:
+
+            def work(block: tuple[int, int]) -> float:
+                head, first = block
+                rows = query[head, first : first + GEMM_QUERIES]
+                seen = first + len(rows) if case.causal else case.keys
+                for start in range(0, seen, GEMM_KEYS):
+                    keys = key[head, start : min(start + GEMM_KEYS, seen)]
+                    scratch = crew.scratch.matrix("scores", len(rows), len(keys), rows.dtype)
+                    scores = kernels.matmul(rows, keys, scratch)
+                return float(scores[-1, -1])
+
+            starts = range(0, case.queries, GEMM_QUERIES)
+            return crew.map(work, [(head, first) for head in range(case.heads) for first in starts])
+
+    return Runs(forward)
+
+
+def _torch(name: str) -> Callable[[Case, Inputs], Runs]:
+    """The builder of that name from `torch_peers`, which imports PyTorch."""
+
+    def build(case: Case, inputs: Inputs) -> Runs:
+        builder = getattr(importlib.import_module("topk_np.bench.torch_peers"), name)
+        runs: Runs = builder(case, inputs)
+        return runs
+
+    return build
+
+
+OURS, NUMPY, CHUNKED, GEMM = "topk_np", "numpy", "numpy-chunked", "gemm"
+SDPA, TORCH, PAPER, GATHER = "torch-sdpa", "torch", "torch-paper", "torch-gather"
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(OURS, "top-k, this library", _topk),
+        Peer(NUMPY, "dense, NumPy with BLAS threads", _plain, quadratic=True),
+        Peer(CHUNKED, f"dense in chunks of {DENSE_CHUNK:,} queries, this library", _chunked),
+        Peer(
+            SDPA,
+            "dense, PyTorch's scaled_dot_product_attention",
+            _torch("sdpa"),
+            kinds=(ATTENTION,),
+            needs="torch",
+        ),
+        Peer(TORCH, "dense, PyTorch written out", _torch("dense"), quadratic=True, needs="torch"),
+        Peer(
+            PAPER,
+            "top-k, the paper's algorithm in PyTorch: torch.topk and dense scatter",
+            _torch("paper"),
+            needs="torch",
+        ),
+        Peer(GATHER, "top-k, torch.topk and gather", _torch("gather"), needs="torch"),
+        Peer(GEMM, "the matrix product of the scores alone", _gemm, modes=(FORWARD,)),
+    )
+}

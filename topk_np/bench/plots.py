@@ -1,0 +1,204 @@
+"""Log-log plots of time and memory against length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from topk_np.bench.cases import ATTENTION, MODES
+from topk_np.bench.machine import Machine
+from topk_np.bench.peers import CHUNKED, GATHER, GEMM, NUMPY, OURS, PAPER, PEERS, SDPA, TORCH
+from topk_np.bench.sweep import Row
+
+INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
+# Told apart by colour-blind readers, and by their labels; topk_np alone is drawn thick.
+COLOURS = {
+    OURS: "#0072b2",
+    NUMPY: "#e69f00",
+    CHUNKED: "#a06a00",
+    SDPA: "#d55e00",
+    TORCH: "#cc79a7",
+    PAPER: "#009e73",
+    GATHER: "#56b4e9",
+    GEMM: QUIET,
+}
+MEBI = 2**20
+LEAST_MEMORY = 1.0  # MiB; what is measured below it is chance
+LINE = 0.055  # height of a label, as a share of the axes
+
+Points = dict[str, list[tuple[float, float]]]  # of each peer: length and height
+
+
+def save_plots(folder: Path, rows: Sequence[Row], machine: Machine, /) -> list[Path]:
+    """Draw attention, one file for each mode, causal and not; return the paths."""
+    paths = []
+    for causal in (False, True):
+        for mode in MODES:
+            found = [
+                row
+                for row in rows
+                if (row.case.kind, row.case.causal, row.mode) == (ATTENTION, causal, mode)
+            ]
+            if found:
+                words = ["bench", "causal" if causal else "full", mode.replace("+", "_")]
+                path = folder / f"{'_'.join(words)}.png"
+                _save(path, found, machine)
+                paths.append(path)
+    return paths
+
+
+def _save(path: Path, rows: Sequence[Row], machine: Machine) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "font.size": 11,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": PALE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "axes.titlepad": 12,
+        "xtick.color": QUIET,
+        "ytick.color": QUIET,
+    }
+    case, mode = rows[0].case, rows[0].mode
+    causal = "causal attention" if case.causal else "attention"
+    with rc_context(style):
+        figure = Figure(figsize=(12.5, 5.6))
+        figure.subplots_adjust(left=0.065, right=0.875, bottom=0.165, top=0.82, wspace=0.52)
+        figure.text(
+            0.012,
+            0.94,
+            f"{mode.replace('+', ' + ').capitalize()} of {causal}, {case.heads} heads of width "
+            f"{case.width}, k = 64, float32",
+            weight="bold",
+            size=14,
+        )
+        figure.text(0.012, 0.02, _machine_line(machine), color=QUIET, size=9)
+        time, memory = figure.subplots(1, 2)
+        seconds = [row.median for row in rows]
+        _panel(time, _points(rows, seconds), "Time, log scale", _time_name, 10)
+        heights = [max(row.memory / MEBI, LEAST_MEMORY) for row in rows]
+        title = "Peak memory beyond the inputs, log scale"
+        _panel(memory, _points(rows, heights), title, _memory_name, 4)
+        figure.savefig(path, dpi=160)
+
+
+def _points(rows: Sequence[Row], heights: Sequence[float]) -> Points:
+    points: Points = {}
+    for row, height in zip(rows, heights, strict=True):
+        points.setdefault(row.peer, []).append((row.case.keys, height))
+    return {name: points[name] for name in PEERS if name in points}
+
+
+def _panel(
+    axes: Any, points: Points, title: str, name_of: Callable[[float], str], step: int
+) -> None:
+    """One line for each peer; a tick of the height at each power of `step`."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_title(title)
+    for name, line in points.items():
+        lengths, heights = zip(*line, strict=True)
+        ours = name == OURS
+        axes.plot(
+            lengths,
+            heights,
+            color=COLOURS[name],
+            linewidth=3 if ours else 1.6,
+            linestyle="--" if name == GEMM else "-",
+            marker="o",
+            markersize=6 if ours else 4,
+            zorder=3 if ours else 2,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({length for line in points.values() for length, _ in line})
+    axes.set_xticks(ticks, [_length_name(length) for length in ticks])
+    axes.set_xlabel("length: queries and keys of a head")
+    axes.yaxis.set_major_locator(LogLocator(step))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda height, _: name_of(height)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", color=PALE, linewidth=0.7)
+    axes.margins(x=0.04, y=0.08)
+    _label(axes, {name: line[-1] for name, line in points.items()})
+
+
+def _label(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
+    """Name each line in the right margin, level with its end where there is room."""
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    left, right = (math.log(limit) for limit in axes.get_xlim())
+
+    def place(end: tuple[float, float]) -> tuple[float, float]:
+        across = (math.log(end[0]) - left) / (right - left)
+        return across, (math.log(end[1]) - low) / (high - low)
+
+    places = {name: place(end) for name, end in ends.items()}
+    names = sorted(places, key=lambda name: places[name][1])
+    for name, height in zip(names, spread([places[name][1] for name in names], LINE), strict=True):
+        axes.annotate(
+            name,
+            places[name],
+            (1.05, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            va="center",
+            color=COLOURS[name],
+            weight="bold" if name == OURS else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": COLOURS[name],
+                "alpha": 0.5,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def spread(heights: Sequence[float], gap: float, /) -> list[float]:
+    """Ascending heights moved as little as is needed for neighbours to be `gap` apart."""
+    # Groups of touching labels, each centred on what its members ask for.
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([height])
+        while (
+            len(groups) > 1
+            and _middle(groups[-1]) - _middle(groups[-2])
+            < gap * (len(groups[-1]) + len(groups[-2])) / 2
+        ):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [
+        _middle(group) + gap * (i - (len(group) - 1) / 2)
+        for group in groups
+        for i in range(len(group))
+    ]
+
+
+def _middle(group: Sequence[float]) -> float:
+    return sum(group) / len(group)
+
+
+def _length_name(length: float) -> str:
+    return f"{length // 1024:.0f}k" if length % 1024 == 0 else f"{length:.0f}"
+
+
+def _time_name(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= 0.999 * size:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds * 1e6:g} µs"
+
+
+def _memory_name(mebi: float) -> str:
+    return f"{mebi / 1024:.3g} GiB" if mebi >= 1024 else f"{mebi:g} MiB"
+
+
+def _machine_line(machine: Machine) -> str:
+    torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores. Python {machine['python']}, NumPy "
+        f"{machine['numpy']}{torch}. {machine['date']}. Medians; peers take turns."
+    )

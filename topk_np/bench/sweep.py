@@ -1,0 +1,130 @@
+"""All peers over a series of cases: who takes part, and what each took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from topk_np.bench.alone import Alone, run_alone
+from topk_np.bench.cases import ATTENTION, MODES, Case, make_inputs
+from topk_np.bench.measure import Tick, interleave, ratio
+from topk_np.bench.peers import OURS, Peer
+
+PROBE = 1024  # queries and keys of the run from which a first large one is foreseen
+MEBI = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one peer took for one case."""
+
+    case: Case
+    mode: str
+    peer: str
+    seconds: list[float] = field(repr=False)
+    """Of each round."""
+    ratio: float | None
+    """Its time over that of topk_np, the median over rounds; None if that was left out."""
+    memory: int
+    """Bytes beyond the inputs at the peak, in a process of its own."""
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may take."""
+
+    seconds: float
+    memory: int
+
+
+class Entrants:
+    """Decides which peers run a case. Who leaves out a case leaves out all larger ones."""
+
+    def __init__(self, peers: Sequence[Peer], limits: Limits, note: Callable[[str], object]):
+        self._limits = limits
+        self._note = note
+        self._peers = [peer for peer in peers if peer.installed]
+        self._last: dict[tuple[str, ...], tuple[Case, Alone]] = {}
+        self._out: set[tuple[str, ...]] = set()
+        for peer in peers:
+            if not peer.installed:
+                note(f"{peer.name} left out: {peer.needs} is not installed")
+
+    def enter(self, case: Case, mode: str, tick: Tick) -> Iterator[tuple[Peer, Alone]]:
+        """Each peer that can run `case` within the limits, with what it took alone."""
+        for peer in self._peers:
+            series = (peer.name, mode, case.kind, str(case.causal))
+            if series in self._out or not peer.does(case, mode):
+                continue
+            tick(f"{peer.name} alone")
+            taken = self._run(peer, case, mode, series)
+            if isinstance(taken, Alone):
+                self._last[series] = case, taken
+                yield peer, taken
+            else:
+                self._out.add(series)
+                self._note(f"{peer.name} left out from {describe(case, mode)} on: {taken}")
+
+    def _run(self, peer: Peer, case: Case, mode: str, series: tuple[str, ...]) -> Alone | str:
+        """What `peer` takes, or why it is left out."""
+        if series not in self._last and case.clipped(PROBE) != case:
+            probe = case.clipped(PROBE)
+            taken = run_alone(peer, probe, mode, self._limits.seconds)
+            if isinstance(taken, str):
+                return taken
+            self._last[series] = probe, taken
+        if series in self._last:
+            foreseen, limits = foresee(peer, *self._last[series], case), self._limits
+            for size, limit, unit in (
+                (foreseen.seconds, limits.seconds, "s"),
+                (foreseen.memory / MEBI, limits.memory / MEBI, "MiB"),
+            ):
+                if size > limit:
+                    return f"it would take about {size:,.2f} {unit}, the limit is {limit:,g} {unit}"
+        return run_alone(peer, case, mode, self._limits.seconds)
+
+
+def foresee(peer: Peer, smaller: Case, taken: Alone, case: Case) -> Alone:
+    """What `case` will take, from what a smaller one took."""
+    wider = case.width / smaller.width
+    scores = case.scores / smaller.scores
+    growth = scores if peer.quadratic else max(wider, 1) * case.rows / smaller.rows
+    return Alone(taken.seconds * scores * wider, int(taken.memory * growth))
+
+
+def sweep(
+    cases: Sequence[Case], entrants: Entrants, repeats: int, tick: Tick
+) -> Iterator[list[Row]]:
+    """Measure each case, smallest first, forward and with the backward pass."""
+    for case in cases:
+        for mode in MODES:
+            taken = dict(entrants.enter(case, mode, tick))
+            inputs = make_inputs(case)
+            runs = {peer.name: peer.build(case, inputs).of(mode) for peer in taken}
+            seconds = interleave(runs, repeats, tick)
+            ours = seconds.get(OURS)
+            yield [
+                Row(
+                    case,
+                    mode,
+                    peer.name,
+                    seconds[peer.name],
+                    ratio(seconds[peer.name], ours) if ours else None,
+                    alone.memory,
+                )
+                for peer, alone in taken.items()
+            ]
+
+
+def describe(case: Case, mode: str) -> str:
+    """A case in a few words."""
+    if case.kind == ATTENTION:
+        causal = "causal" if case.causal else "not causal"
+        return f"L = {case.keys:,}, {causal}, {mode}"
+    return f"({case.width}, {case.keys}), {case.queries:,} tokens, {mode}"

@@ -1,0 +1,174 @@
+"""The peers on PyTorch; importing this module imports torch and gives it every core we use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from topk_np.bench.cases import ATTENTION, Case, Inputs
+from topk_np.bench.peers import Runs
+from topk_np.workers import available_cores
+
+PAPER_CHUNK = 1024  # queries, as in the paper's experiments
+GATHER_CHUNK = 256
+
+torch.set_num_threads(available_cores())
+
+Tensor = Any
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(case: Case, inputs: Inputs) -> Runs:
+    """PyTorch's fused attention."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return _runs(lambda q, k, v: attend(q, k, v, is_causal=case.causal), inputs)
+
+
+def dense(case: Case, inputs: Inputs) -> Runs:
+    """Dense, written out, all scores at once; gradients by autograd."""
+
+    def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _activation(case, _scores(case, query, key, 0)) @ value
+
+    return _runs(function, inputs)
+
+
+def paper(case: Case, inputs: Inputs) -> Runs:
+    """The paper's algorithm: k scores and indices are kept, products are dense."""
+    return _runs(lambda *arrays: _Paper.apply(*arrays, case), inputs)
+
+
+def gather(case: Case, inputs: Inputs) -> Runs:
+    """torch.topk, then products with gathered rows."""
+    return _runs(lambda *arrays: _Gather.apply(*arrays, case), inputs)
+
+
+def _runs(function: Function, inputs: Inputs) -> Runs:
+    query, key, value, dout = map(torch.from_numpy, inputs)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(query, key, value)
+
+    def both() -> tuple[Tensor, ...]:
+        leaves = [array.detach().requires_grad_() for array in (query, key, value)]
+        out = function(*leaves)
+        out.backward(dout)
+        return out.detach(), *(leaf.grad for leaf in leaves)
+
+    return Runs(forward, both)
+
+
+def _chunks(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _scores(case: Case, query: Tensor, key: Tensor, first: int) -> Tensor:
+    """(heads, C, N), for queries from position `first` on."""
+    scores = query @ key.mT
+    if case.kind == ATTENTION:
+        scores = scores * case.scale
+    if case.causal:
+        positions = torch.arange(first, first + scores.shape[1])
+        later = torch.arange(scores.shape[2]) > positions[:, None]
+        scores = scores.masked_fill(later, -torch.inf)
+    return scores
+
+
+def _activation(case: Case, scores: Tensor) -> Tensor:
+    return scores.softmax(-1) if case.kind == ATTENTION else scores.relu()
+
+
+def _activation_backward(case: Case, weights: Tensor, dweights: Tensor) -> Tensor:
+    if case.kind != ATTENTION:
+        return dweights * (weights > 0)
+    return weights * (dweights - (weights * dweights).sum(-1, keepdim=True)) * case.scale
+
+
+def _chunks_kept(ctx: Any, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows, weights and indices of each chunk, from what the forward pass saved."""
+    kept = ctx.saved_tensors[3:]
+    rows = _chunks(ctx.case.queries, size)
+    for chunk, best, indices in zip(rows, kept[0::2], kept[1::2], strict=True):
+        yield chunk, _activation(ctx.case, best), indices
+
+
+class _Paper(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+    """
+    Top-k for each chunk of queries, as Gupta et al. 2021 describe it in section 2.
+
+    The backward pass makes a dense C x N matrix of the weights, and another of their gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, case: Case) -> Tensor:
+        pieces, kept = [], []
+        for rows in _chunks(case.queries, PAPER_CHUNK):
+            scores = _scores(case, query[:, rows], key, rows.start)
+            best, indices = scores.topk(case.k)
+            weights = torch.zeros_like(scores).scatter_(-1, indices, _activation(case, best))
+            pieces.append(weights @ value)
+            kept += [best, indices]
+        ctx.case = case
+        ctx.save_for_backward(query, key, value, *kept)
+        return torch.cat(pieces, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor) -> Any:
+        query, key, value = ctx.saved_tensors[:3]
+        dquery, dkey, dvalue = map(torch.zeros_like, (query, key, value))
+        for rows, weights, indices in _chunks_kept(ctx, PAPER_CHUNK):
+            dout = douts[0][:, rows]
+            shape = (*dout.shape[:2], ctx.case.keys)
+            dvalue += dout.new_zeros(shape).scatter_(-1, indices, weights).mT @ dout
+            dweights = (dout @ value.mT).gather(-1, indices)
+            dbest = _activation_backward(ctx.case, weights, dweights)
+            dscores = dout.new_zeros(shape).scatter_(-1, indices, dbest)
+            dquery[:, rows] = dscores @ key
+            dkey += dscores.mT @ query[:, rows]
+        return dquery, dkey, dvalue, None
+
+
+class _Gather(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
+    """Top-k for each chunk of queries; the k rows of each query are gathered, (C, k, V)."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, case: Case) -> Tensor:
+        pieces, kept = [], []
+        for rows in _chunks(case.queries, GATHER_CHUNK):
+            scores = _scores(case, query[:, rows], key, rows.start)
+            best, indices = scores.topk(case.k, sorted=False)
+            weights = _activation(case, best)
+            pieces.append((weights[..., None, :] @ _gathered(value, indices)).squeeze(-2))
+            kept += [best, indices]
+        ctx.case = case
+        ctx.save_for_backward(query, key, value, *kept)
+        return torch.cat(pieces, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor) -> Any:
+        query, key, value = ctx.saved_tensors[:3]
+        dquery, dkey, dvalue = map(torch.zeros_like, (query, key, value))
+        for rows, weights, indices in _chunks_kept(ctx, GATHER_CHUNK):
+            dout = douts[0][:, rows]
+            _add_rows(dvalue, indices, weights, dout)
+            dweights = (_gathered(value, indices) @ dout[..., None]).squeeze(-1)
+            dbest = _activation_backward(ctx.case, weights, dweights)
+            dquery[:, rows] = (dbest[..., None, :] @ _gathered(key, indices)).squeeze(-2)
+            _add_rows(dkey, indices, dbest, query[:, rows])
+        return dquery, dkey, dvalue, None
+
+
+def _gathered(matrix: Tensor, indices: Tensor) -> Tensor:
+    """(heads, C, k, V): the rows of matrix (heads, N, V) that each query keeps."""
+    heads = torch.arange(len(matrix))[:, None, None]
+    return matrix[heads, indices]
+
+
+def _add_rows(out: Tensor, indices: Tensor, weights: Tensor, rows: Tensor) -> None:
+    """``out[indices] += weights rows``, for each head."""
+    for head, (where, factors, vectors) in enumerate(zip(indices, weights, rows, strict=True)):
+        terms = factors[..., None] * vectors[:, None, :]
+        out[head].index_add_(0, where.reshape(-1), terms.flatten(0, 1))
