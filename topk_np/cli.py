@@ -43,9 +43,10 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
+        extra = "bench" if options.name == "bench" else EXTRAS[error.name]
         return _fail(
             options.name,
-            f"the package {error.name} is missing: pip install 'topk_np[{EXTRAS[error.name]}]'",
+            f"the package {error.name} is missing: pip install 'topk_np[{extra}]'",
         )
     return 0
 

@@ -159,7 +159,9 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert main(["bench", "--out", str(tmp_path)]) == 2
-    assert "the package tqdm is missing: pip install 'topk_np[" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "topk_np bench: error: the package tqdm is missing: pip install 'topk_np[bench]'\n"
+    )
 
 
 def test_settings_of_blas_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,15 +66,15 @@ def _save(path: Path, rows: Sequence[Row], machine: Machine) -> None:
         "ytick.color": QUIET,
     }
     case, mode = rows[0].case, rows[0].mode
-    causal = "causal attention" if case.causal else "attention"
+    causal = "Causal attention" if case.causal else "Attention, not causal"
     with rc_context(style):
         figure = Figure(figsize=(12.5, 5.6))
         figure.subplots_adjust(left=0.065, right=0.875, bottom=0.165, top=0.82, wspace=0.52)
         figure.text(
             0.012,
             0.94,
-            f"{mode.replace('+', ' + ').capitalize()} of {causal}, {case.heads} heads of width "
-            f"{case.width}, k = 64, float32",
+            f"{causal}, {mode.replace('+', ' + ')}: {case.heads} heads of width {case.width}, "
+            "k = 64, float32",
             weight="bold",
             size=14,
         )
