@@ -133,20 +133,10 @@ def topk_attention(
     >>> topk_attention(5 * key[:1], key, np.arange(8.0).reshape(4, 2), k=1)
     array([[0., 1.]])
     """
-    out, _ = topk_attention_fwd(
-        query,
-        key,
-        value,
-        k=k,
-        mask=mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        scale=scale,
-        chunk_size=chunk_size,
-        memory_budget=memory_budget,
-        workers=workers,
-    )
-    return out
+    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
+    k = check_integer("k", k, least=1)
+    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
+    return core.forward(problem, k, chunks, check_workers(workers))
 
 
 def topk_attention_fwd(
@@ -190,7 +180,8 @@ def topk_attention_fwd(
     k = check_integer("k", k, least=1)
     chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
     threads = check_workers(workers)
-    out, kept = core.forward(problem, k, chunks, threads)
+    kept = core.Kept.empty(problem, k)
+    out = core.forward(problem, k, chunks, threads, kept)
     return out, TopKAttentionResiduals(problem, kept, chunks, threads)
 
 

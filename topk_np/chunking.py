@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topk_np._namespace import check_integer
-from topk_np.kernels import GATHERED_BYTES
+from topk_np.kernels import GATHERED_BYTES, SUMMED_BYTES
 from topk_np.workers import MOST_TASKS
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
@@ -17,6 +17,7 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 MOST_QUERIES, FEWEST_QUERIES = 256, 128
 BLOCK_SCORES = 2**20
 LEAST_BLOCK = 1024
+LONG = 16  # times k keys make a block that is quick to select from
 MOST_BACKWARD_QUERIES = 2048
 PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
 WORTH_THREADS = 2**18  # scores from which threads save more than they cost
@@ -55,8 +56,9 @@ class Sizes:
 
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""
-        products = rows * self.slots * (5 * self.itemsize + 16)
-        return self.held_bytes(rows) + products + self._gathered_bytes(rows)
+        products = rows * self.slots * (3 * self.itemsize + 12)
+        summed = min(SUMMED_BYTES, min(rows, self.keys) * self.width // 2 * self.itemsize)
+        return self.held_bytes(rows) + products + self._gathered_bytes(rows) + summed
 
     def held_bytes(self, rows: int) -> int:
         """The part of `backward_bytes` that is held until all tasks of a wave are done."""
@@ -73,7 +75,7 @@ class Sizes:
         return max(forward, self.backward_bytes(heads * backward)) + self.stacked_bytes(heads)
 
     def _gathered_bytes(self, rows: int) -> int:
-        row = self.slots * self.width * self.itemsize
+        row = self.slots * self.width // 2 * self.itemsize
         return max(row, min(GATHERED_BYTES, rows * row))
 
 
@@ -117,18 +119,20 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     else:
         rows = check_integer("chunk_size", chunk_size, least=1)
     rows = max(1, min(rows, sizes.queries))
-    while sizes.forward_bytes(rows, least_keys) > share:
-        rows = -(-rows // 2)
-    block = keys if sizes.whole_rows else min(keys, max(least_keys, BLOCK_SCORES // rows))
+    block = keys if sizes.whole_rows else min(keys, max(BLOCK_SCORES // rows, LONG * sizes.slots))
     while sizes.forward_bytes(rows, block) > share:
-        block = max(least_keys, block // 2)
+        # Short blocks make selection dear, short chunks the matrix product: give way by turns.
+        if block > least_keys and (rows <= FEWEST_QUERIES // 2 or block > LONG * sizes.slots):
+            block = max(least_keys, block // 2)
+        else:
+            rows = -(-rows // 2)
 
     backward = min(MOST_BACKWARD_QUERIES, max(MOST_QUERIES, even))
     if chunk_size is not None:
         backward = rows
     backward = max(1, min(backward, sizes.queries))
     while sizes.backward_bytes(backward) > share:
-        backward = -(-backward // 2)
+        backward -= -(-backward // 8)
     heads = 1
     if chunk_size is None and (rows, backward, block) == (sizes.queries, sizes.queries, keys):
         heads = _pack(sizes, share)

@@ -39,6 +39,16 @@ class Kept:
     linear: Array | None
     """(..., Q, K) linear factors of gated units."""
 
+    @classmethod
+    def empty(cls, problem: Problem, k: int) -> Kept:
+        """Room for what a problem's forward pass keeps."""
+        shape = (*problem.batch, problem.queries, min(k, problem.keys))
+        return cls(
+            problem.zeros(*shape),
+            problem.zeros(*shape, dtype=problem.xp.int32),
+            None if problem.gate is None else problem.zeros(*shape),
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of all three."""
@@ -47,15 +57,11 @@ class Kept:
 
 
 def forward(
-    problem: Problem, k: int, chunks: Chunks, workers: int | Executor
-) -> tuple[Array, Kept]:
-    """The output (..., Q, V) and what is kept for `backward`."""
+    problem: Problem, k: int, chunks: Chunks, workers: int | Executor, kept: Kept | None = None
+) -> Array:
+    """The output (..., Q, V); what `backward` needs is stored in `kept`, if there is one."""
     xp = problem.xp
-    shape = (*problem.batch, problem.queries, min(k, problem.keys))
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
-    kept_scores = problem.zeros(*shape)
-    kept_indices = problem.zeros(*shape, dtype=xp.int32)
-    kept_linear = None if problem.gate is None else problem.zeros(*shape)
 
     with problem.crew(workers) as crew:
 
@@ -65,18 +71,20 @@ def forward(
             weights = problem.activation.value(scores)
             if linear is not None:
                 weights = weights * linear
-                _store(task, kept_linear, linear)
             counts = _counts(xp, indices)
             placed = _place(problem, task, indices)
             piece = gather_matmul(weights, placed, counts, part.stacked("value"))
             if problem.value_bias is not None:
                 piece = piece + cast(xp, problem.value_bias, problem.dtype)
-            _store(task, kept_scores, scores)
-            _store(task, kept_indices, indices)
             _store(task, out, cast(xp, piece, out.dtype))
+            if kept is not None:
+                _store(task, kept.scores, scores)
+                _store(task, kept.indices, indices)
+                if kept.linear is not None:
+                    _store(task, kept.linear, linear)
 
         crew.map(work, problem.tasks(chunks.queries, chunks.heads))
-    return out, Kept(kept_scores, kept_indices, kept_linear)
+    return out
 
 
 def backward(
@@ -138,11 +146,8 @@ def _select(
 ) -> tuple[Array, Array, Array | None]:
     """Steps 1 and 2: kept scores, their indices, and linear factors if gated, all (G C, K)."""
     xp = problem.xp
-    seen = problem.keys
-    if problem.mask is not None:
-        seen = max(problem.mask.visible(head, task.rows, seen) for head in task.heads)
     best = KBest(k)
-    for keys in list(slices(seen, block)) or [slice(0, min(problem.keys, 1))]:
+    for keys in list(slices(problem.seen(task), block)) or [slice(0, min(problem.keys, 1))]:
         ranks = problem.ranks(part, task, keys, scratch)
         if not problem.ranks_weights:
             best.add(ranks, keys.start)

@@ -142,21 +142,11 @@ def topk_ffn(
     >>> topk_ffn(np.array([[2.0, 1.0]]), np.eye(2), np.eye(2), k=1)
     array([[2., 0.]])
     """
-    out, _ = topk_ffn_fwd(
-        x,
-        keys,
-        values,
-        k=k,
-        activation=activation,
-        key_bias=key_bias,
-        value_bias=value_bias,
-        gate=gate,
-        select=select,
-        chunk_size=chunk_size,
-        memory_budget=memory_budget,
-        workers=workers,
-    )
-    return out
+    problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate, select)
+    k = check_integer("k", k, least=1)
+    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
+    out = core.forward(problem, k, chunks, check_workers(workers))
+    return problem.xp.reshape(out, (*x.shape[:-1], out.shape[-1]))
 
 
 def topk_ffn_fwd(
@@ -200,7 +190,8 @@ def topk_ffn_fwd(
     k = check_integer("k", k, least=1)
     chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
     threads = check_workers(workers)
-    out, kept = core.forward(problem, k, chunks, threads)
+    kept = core.Kept.empty(problem, k)
+    out = core.forward(problem, k, chunks, threads, kept)
     lead = tuple(x.shape[:-1])
     residuals = TopKFFNResiduals(problem, lead, kept, chunks, threads)
     return problem.xp.reshape(out, (*lead, out.shape[-1])), residuals

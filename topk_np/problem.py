@@ -153,6 +153,12 @@ class Problem:
         rows = [cast(self.xp, query[task.rows, :], self.dtype) for query in matrices.pop("query")]
         return Part(rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=0), matrices)
 
+    def seen(self, task: Task) -> int:
+        """How many of the keys, from the first on, any query of the task may attend to at most."""
+        if self.mask is None:
+            return self.keys
+        return max(self.mask.visible(head, task.rows, self.keys) for head in task.heads)
+
     def ranks(self, part: Part, task: Task, keys: slice, scratch: Scratch | None = None) -> Array:
         """(G C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""
         gated = self.gate is not None
@@ -170,9 +176,9 @@ class Problem:
             lambda i, own: mask.hide(self.xp, own, task.heads[i], task.rows, keys),
         )
 
-    def scores(self, part: Part, task: Task) -> Array:
-        """(G C, N): what goes into the activation, of all keys; -inf where a key is masked."""
-        scores = self.ranks(part, task, slice(0, self.keys))
+    def scores(self, part: Part, task: Task, keys: slice) -> Array:
+        """(G C, n): what goes into the activation, of some keys; -inf where one is masked."""
+        scores = self.ranks(part, task, keys)
         return scores if self.late_scale == 1 else scores * self.late_scale
 
     def linear(

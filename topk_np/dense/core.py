@@ -8,11 +8,30 @@ pass: it makes the scores of a chunk again (the paper's query chunking, section 
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from typing import NamedTuple
 
 from topk_np._namespace import Array, cast
 from topk_np.gradients import Addend, RowsTerm, Term, sum_gradients
 from topk_np.kernels.portable import masked_matmul
-from topk_np.problem import Part, Problem, Task
+from topk_np.problem import Problem, Task
+
+
+class _Chunk(NamedTuple):
+    """The forward pass of a chunk up to its weights, for the keys that any of its queries sees."""
+
+    query: Array
+    """(C, D)"""
+    key: Array
+    """(n, D), as the next two."""
+    value: Array
+    gate: Array | None
+    scores: Array
+    """(C, n), as all that follow."""
+    allowed: Array
+    activated: Array
+    linear: Array | None
+    """The linear factor of a gated unit."""
+    weights: Array
 
 
 def forward(problem: Problem, chunk: int, workers: int | Executor) -> Array:
@@ -20,17 +39,11 @@ def forward(problem: Problem, chunk: int, workers: int | Executor) -> Array:
     xp = problem.xp
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
 
-    def matrix(part: Part, name: str) -> Array:
-        return cast(xp, part.stacked(name), problem.dtype)
-
     def work(task: Task) -> None:
-        part = problem.part(task)
-        scores, activated, linear = _weights(problem, part, task)
-        allowed = scores != -xp.inf
-        weights = xp.where(allowed, activated if linear is None else activated * linear, 0.0)
-        piece = masked_matmul(weights, allowed, matrix(part, "value"))
+        made = _weigh(problem, task)
+        piece = masked_matmul(made.weights, made.allowed, made.value)
         if problem.value_bias is not None:
-            piece = piece + matrix(part, "value_bias")
+            piece = piece + cast(xp, problem.value_bias, problem.dtype)
         (head,) = task.heads
         out[(*head, task.rows, slice(None))] = cast(xp, piece, out.dtype)
 
@@ -45,19 +58,13 @@ def backward(
     """The gradients of the inputs by name."""
     xp = problem.xp
 
-    def matrix(part: Part, name: str) -> Array:
-        return cast(xp, part.stacked(name), problem.dtype)
-
     def terms_of(task: Task) -> list[Addend]:
         (head,), rows = task
-        part = problem.part(task)
-        scores, activated, linear = _weights(problem, part, task)
-        allowed = scores != -xp.inf
-        weights = xp.where(allowed, activated if linear is None else activated * linear, 0.0)
+        query, key, value, gate, scores, allowed, activated, linear, weights = _weigh(problem, task)
         dpiece = cast(xp, dout[(*head, rows, slice(None))], problem.dtype)
 
         # piece = weights value + value_bias
-        dweights = xp.where(allowed, dpiece @ matrix(part, "value").T, 0.0)
+        dweights = xp.where(allowed, dpiece @ value.T, 0.0)
         terms: dict[str, Term] = {"value": RowsTerm(masked_matmul(weights.T, allowed.T, dpiece), 0)}
         if problem.value_bias is not None:
             terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
@@ -69,11 +76,11 @@ def backward(
         if problem.key_bias is not None:
             terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], 0)
         dproduct = dproduct * problem.scale
-        terms["key"] = RowsTerm(masked_matmul(dproduct.T, allowed.T, part.query), 0)
-        dquery = masked_matmul(dproduct, allowed, matrix(part, "key"))
-        if problem.gate is not None:
-            terms["gate"] = RowsTerm(masked_matmul(dscores.T, allowed.T, part.query), 0)
-            dquery = dquery + masked_matmul(dscores, allowed, matrix(part, "gate"))
+        terms["key"] = RowsTerm(masked_matmul(dproduct.T, allowed.T, query), 0)
+        dquery = masked_matmul(dproduct, allowed, key)
+        if gate is not None:
+            terms["gate"] = RowsTerm(masked_matmul(dscores.T, allowed.T, query), 0)
+            dquery = dquery + masked_matmul(dscores, allowed, gate)
         terms["query"] = RowsTerm(dquery, rows.start)
         return [(name, head, term) for name, term in terms.items()]
 
@@ -81,8 +88,26 @@ def backward(
         return sum_gradients(problem, terms_of, problem.tasks(chunk), crew, wave_size=crew.threads)
 
 
-def _weights(problem: Problem, part: Part, task: Task) -> tuple[Array, Array, Array | None]:
-    """The scores of a chunk, their activation, and the linear factor of a gated unit."""
-    scores = problem.scores(part, task)
-    linear = problem.linear(part, task, slice(0, problem.keys))
-    return scores, problem.activation.value(scores), linear
+def _weigh(problem: Problem, task: Task) -> _Chunk:
+    """Everything of a chunk's forward pass that both passes need."""
+    xp, part = problem.xp, problem.part(task)
+    keys = slice(0, problem.seen(task))
+
+    def matrix(name: str) -> Array:
+        return cast(xp, part.stacked(name)[keys, :], problem.dtype)
+
+    scores = problem.scores(part, task, keys)
+    linear = problem.linear(part, task, keys)
+    activated = problem.activation.value(scores)
+    allowed = scores != -xp.inf
+    return _Chunk(
+        part.query,
+        matrix("key"),
+        matrix("value"),
+        None if problem.gate is None else matrix("gate"),
+        scores,
+        allowed,
+        activated,
+        linear,
+        xp.where(allowed, activated if linear is None else activated * linear, 0.0),
+    )

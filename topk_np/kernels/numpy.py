@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np.kernels import GATHERED_BYTES, Selection
+from topk_np.kernels import GATHERED_BYTES, SUMMED_BYTES, Selection
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
@@ -272,11 +272,20 @@ def scatter_matmul(
     """
     last = first + out.shape[0]
     matrix = _csr(weights, indices, counts, last, first).T.tocsr()
-    size = max(1, GATHERED_BYTES // max(1, rows.shape[1] * rows.itemsize))
-    for start in range(0, out.shape[0], size):
-        block = slice(start, start + size)  # small enough for the sum to stay in the cache
-        out[block] += matrix[block] @ rows
+    size = max(1, min(SUMMED_BYTES, rows.nbytes) // max(1, rows.shape[1] * rows.itemsize))
+    for start in range(0, out.shape[0], size):  # sums small enough to stay in the cache
+        out[start : start + size] += _matrix_rows(matrix, start, start + size) @ rows
     return out
+
+
+def _matrix_rows(matrix: Any, start: int, stop: int) -> Any:
+    """Some rows of a matrix in scipy's form, which by indexing would be slow to get."""
+    if start == 0 and stop >= matrix.shape[0]:
+        return matrix
+    ends = matrix.indptr[start : stop + 1]
+    some = slice(ends[0], ends[-1])
+    shape = (ends.size - 1, matrix.shape[1])
+    return type(matrix)((matrix.data[some], matrix.indices[some], ends - ends[0]), shape=shape)
 
 
 def _csr(weights: Array, indices: Array, counts: Array, last: int, first: int = 0) -> Any:
