@@ -19,7 +19,6 @@ from topk_np.models.llama import (
     LlamaParams,
     NextTokens,
     causal_attention,
-    causal_blocks,
     forward,
     next_tokens,
 )
@@ -191,13 +190,7 @@ def _timed_run(
 
 def _mass_kept(query: Array, key: Array, ks: list[int]) -> Array:
     """The share of dense causal softmax mass that each k keeps, mean over heads and queries."""
-    blocks = [
-        kept_mass(
-            query[..., start:stop, :], key[..., :stop, :], k=ks, is_causal=True, query_offset=start
-        )
-        for start, stop in causal_blocks(query.shape[-2])
-    ]
-    return np.mean(np.concatenate(blocks, axis=-1), axis=(1, 2, 3))
+    return np.mean(kept_mass(query, key, k=ks, is_causal=True), axis=(1, 2, 3))
 
 
 def _keys_kept(tokens: int, k: int | None) -> float:

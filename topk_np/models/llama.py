@@ -6,7 +6,7 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ Array = Any  # an array of any library that follows the array API
 Attention = Callable[[Array, Array, Array], Array]  # (query, key, value) -> out
 RopeLayout = Literal["half", "interleaved"]
 
-CHUNK = 128  # query rows at a time in attention: never Q x Q scores
+CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
 VOCABULARY_CHUNK = 256  # positions at a time in the output layer: never Q x T logits
 
 
@@ -157,27 +157,10 @@ def forward(
 def causal_attention(
     query: Array, key: Array, value: Array, /, *, k: int | None, workers: int | None = None
 ) -> Array:
-    """
-    Causal attention from position 0 on: top-k, or dense where `k` is None.
-
-    Each block of queries is given only the keys that its last query may see: dense attention makes
-    half the scores, and what top-k keeps for a backward pass that never comes stays small.
-    """
-    pieces = []
-    for start, stop in causal_blocks(query.shape[-2]):
-        seen = query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :]
-        where: dict[str, Any] = {"is_causal": True, "query_offset": start, "workers": workers}
-        if k is None:
-            pieces.append(dense_attention(*seen, **where))
-        else:
-            pieces.append(topk_attention(*seen, k=k, **where))
-    return array_namespace(query).concat(pieces, axis=-2)
-
-
-def causal_blocks(length: int, /) -> Iterator[tuple[int, int]]:
-    """Start and stop of the blocks of queries; the keys that a block may see end where it stops."""
-    for start in range(0, length, CHUNK):
-        yield start, min(start + CHUNK, length)
+    """Causal attention from position 0 on: top-k, or dense where `k` is None."""
+    if k is None:
+        return dense_attention(query, key, value, is_causal=True, chunk_size=CHUNK, workers=workers)
+    return topk_attention(query, key, value, k=k, is_causal=True, chunk_size=CHUNK, workers=workers)
 
 
 def gated_ffn(
@@ -186,7 +169,13 @@ def gated_ffn(
     """The SwiGLU layer, silu(x gateᵀ) * (x upᵀ) times down: all units, or the k most active."""
     if k is None:
         return dense_ffn(
-            x, layer.up, layer.down, gate=layer.gate, activation="silu", workers=workers
+            x,
+            layer.up,
+            layer.down,
+            gate=layer.gate,
+            activation="silu",
+            chunk_size=CHUNK,
+            workers=workers,
         )
     return topk_ffn(
         x,
