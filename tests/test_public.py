@@ -35,7 +35,7 @@ HEAVY = ("scipy", "matplotlib", "cupy", "tokenizers", "gguf", "tqdm")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(topk_np.__path__, "topk_np.")
-    if not module.name.endswith("__main__")
+    if not module.name.endswith(("__main__", "torch_peers"))  # the latter needs PyTorch
 )
 
 
