@@ -51,9 +51,8 @@ def test_a_task_holds_at_most_its_share_of_the_budget(
     budget = int(least_budget(sizes) * factor)
     chunks = plan_chunks(sizes, chunk, budget)
     assert chunks.task_bytes * MOST_TASKS <= budget
-    forward = sizes.forward_bytes(chunks.queries, chunks.keys)
-    backward = sizes.backward_bytes(chunks.backward_queries)
-    assert chunks.task_bytes == max(forward, backward)
+    cut = chunks.queries, chunks.keys, chunks.backward_queries, chunks.heads
+    assert chunks.task_bytes == sizes.task_bytes(*cut)
 
 
 @given(sizes=sizes_QNK(), factor=st.floats(1, 1000))

@@ -17,8 +17,10 @@ from topk_np import plan
     [
         ((4, 2048, 64), (4, 2048, 64), {"k": 64}),
         ((4, 2048, 64), (1, 2048, 64), {"k": 8}),
-        ((1, 4096, 32), (1, 8192, 32), {"k": 64, "workers": 1}),
-        ((2, 1024, 64), (2, 1024, 64), {"k": 512, "workers": 2}),
+        ((1, 4096, 32), (1, 8192, 32), {"k": 64}),
+        ((2, 1024, 64), (2, 1024, 64), {"k": 512}),
+        ((4, 4096, 64), (4, 4096, 64), {"k": 64, "workers": 2}),
+        ((32, 64, 16), (32, 64, 16), {"k": 8}),
         ((4, 1024, 64), (4, 16384, 64), {"k": 64, "memory_budget": 16 * MIB}),
         ((2, 2048, 64), (2, 2048, 64), {"k": 32, "dtype": "float64"}),
         ((2, 2048, 64), (2, 2048, 64), {"k": 32, "is_causal": True}),
@@ -27,7 +29,8 @@ from topk_np import plan
 def test_the_predicted_peak_is_within_a_quarter_of_the_measured_one(
     query: tuple[int, ...], key: tuple[int, ...], options: dict[str, Any]
 ) -> None:
-    options = {"workers": 2, **options}
+    # What several threads hold at once is partly chance; the plan is for the worst.
+    options = {"workers": 1, **options}
     dtype = options.pop("dtype", "float32")
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in (query, key, key)]

@@ -135,17 +135,17 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
         backward -= -(-backward // 8)
     heads = 1
     if chunk_size is None and (rows, backward, block) == (sizes.queries, sizes.queries, keys):
-        heads = _pack(sizes, share)
+        heads = _pack(sizes, keys, share)
     return Chunks(rows, block, backward, heads, sizes.task_bytes(rows, block, backward, heads))
 
 
-def _pack(sizes: Sizes, share: int) -> int:
+def _pack(sizes: Sizes, keys: int, share: int) -> int:
     """How many heads a task takes where they are short, so that each does not cost a task."""
     heads = min(sizes.heads, PACKED_QUERIES // sizes.queries)
     if sizes.heads * sizes.queries * sizes.keys >= WORTH_THREADS:
         heads = min(heads, -(-sizes.heads // MOST_TASKS))
     heads = max(heads, 1)
-    while heads > 1 and sizes.task_bytes(sizes.queries, sizes.keys, sizes.queries, heads) > share:
+    while heads > 1 and sizes.task_bytes(sizes.queries, keys, sizes.queries, heads) > share:
         heads -= 1
     return heads
 
