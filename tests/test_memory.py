@@ -121,3 +121,14 @@ def test_the_least_budget_named_in_the_error_works_and_one_byte_less_does_not(dt
     assert topk_np.topk_attention(*inputs, k=4, memory_budget=least).shape == (3, 16)
     with pytest.raises(ValueError, match=f"at least {least} .*got {least - 1}"):
         topk_np.topk_attention(*inputs, k=4, memory_budget=least - 1)
+
+
+def test_keys_are_taken_in_blocks_where_a_row_of_scores_is_long() -> None:
+    warm_up()
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((64, 2)).astype(np.float32)
+    key = rng.standard_normal((2**18, 2)).astype(np.float32)  # 64 MiB of scores
+    budget = 4 * MIB
+    options: dict[str, Any] = {"k": 4, "memory_budget": budget, "workers": 1}
+    out, peak = measured(lambda: topk_np.topk_attention(query, key, key, **options))
+    assert_within(peak, out.nbytes, budget)
