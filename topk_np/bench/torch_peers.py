@@ -21,9 +21,13 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sdpa(case: Case, inputs: Inputs) -> Runs:
-    """PyTorch's fused attention."""
+    """PyTorch's fused attention, which it uses for arrays with a batch axis alone."""
     attend = torch.nn.functional.scaled_dot_product_attention
-    return _runs(lambda q, k, v: attend(q, k, v, is_causal=case.causal), inputs)
+
+    def function(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attend(query[None], key[None], value[None], is_causal=case.causal)[0]
+
+    return _runs(function, inputs)
 
 
 def dense(case: Case, inputs: Inputs) -> Runs:
