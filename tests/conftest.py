@@ -22,10 +22,19 @@ TINY_PLANS = {
         "FEWEST_QUERIES": 2,
         "BLOCK_SCORES": 8,
         "LEAST_BLOCK": 2,
+        "LONG": 2,
         "MOST_BACKWARD_QUERIES": 3,
+        "WORTH_THREADS": 0,
     },
     topk_np.gradients: {"LEAST_RANGE": 2},
-    topk_np.kernels.numpy: {"GROUPS_PER_SLOT": 2, "LEAST_GROUP": 2, "GATHERED_BYTES": 64},
+    topk_np.kernels.numpy: {
+        "GROUPS_PER_SLOT": 2,
+        "LEAST_GROUP": 2,
+        "DENSE_HITS": 3,
+        "FEW_SLOTS": 6,
+        "GATHERED_BYTES": 64,
+        "SUMMED_BYTES": 64,
+    },
     topk_np.problem: {"WORTH_THREADS": 0},
 }
 

@@ -43,9 +43,8 @@ def test_causal_and_boolean_masks_combine_to_the_mask_of_both(
     problem = data.draw(masked(data.draw(attention_QND(masks=False))))
     alone = replace(problem, mask=problem.allowed, is_causal=False, query_offset=None)
     one, other = attention(problem, xp), attention(alone, xp)
-    assert_same_bits(one.out, other.out)
-    for grad, expected in zip(one.grads, other.grads, strict=True):
-        assert_same_bits(grad, expected)
+    assert_close(one.out, other.out, size=problem.size)
+    assert_all_close(one.grads, other.grads, size=problem.size)
 
 
 @each_attention
@@ -216,9 +215,9 @@ def test_each_head_can_have_its_own_query_offset(xp: Backend, attention: Attenti
     together = attention(replace(problem, query_offset=np.asarray([0, 2])), xp)
     for head, offset in enumerate((0, 2)):
         alone = attention(replace(problem, query_offset=offset), xp)
-        assert_same_bits(together.out[head], alone.out[head])
+        assert_close(together.out[head], alone.out[head], size=problem.size)
         for grad, expected in zip(together.grads[:3], alone.grads[:3], strict=True):
-            assert_same_bits(np.asarray(grad)[head], np.asarray(expected)[head])
+            assert_close(np.asarray(grad)[head], np.asarray(expected)[head], size=problem.size)
 
 
 @each_attention

@@ -21,8 +21,10 @@ from topk_np.kernels import Selection, engine
 
 PRIMITIVES = (
     "matmul",
+    "hide",
     "select",
     "select_above",
+    "take_slots",
     "gather_matmul",
     "sampled_matmul",
     "scatter_matmul",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from tests.kernels.engines import Engine, each_engine
 from tests.oracles import assert_close
@@ -43,6 +44,36 @@ def sparse_problem(seed: int, indices: np.ndarray, counts: np.ndarray, columns: 
     values = rng.standard_normal((columns, width))
     values[np.setdiff1d(np.arange(columns), indices)] = np.nan
     return weights, rows, values
+
+
+@each_engine
+@given(data=st.data(), rows=st.integers(1, 4), columns=st.integers(1, 5))
+def test_hide_sets_what_is_not_allowed_to_minus_inf(
+    engine: Engine, data: st.DataObject, rows: int, columns: int
+) -> None:
+    scores = np.random.default_rng(0).standard_normal((rows, columns))
+    scores[0, 0] = np.nan
+    shape = data.draw(st.sampled_from([(rows, columns), (1, columns), (rows, 1), (1, 1)]))
+    allowed = data.draw(hnp.arrays(bool, shape))
+    expected = np.where(allowed, scores, -np.inf)
+    # The scores are the engine's own to change: not handed over read-only.
+    own = scores.copy() if engine.backend.name == "numpy" else engine.backend.asarray(scores)
+    hidden = engine.module.hide(own, engine.backend.asarray(allowed))
+    np.testing.assert_array_equal(engine.backend.to_numpy(hidden), expected)
+
+
+@each_engine
+@given(sparse=sparse_CK_of_N(), seed=seeds)
+def test_take_slots_reads_the_used_slots_and_is_zero_in_the_others(
+    engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int
+) -> None:
+    indices, _, columns = sparse
+    matrix = np.random.default_rng(seed).standard_normal((len(indices), columns))
+    matrix[:, -1:] = np.nan  # where -1 points to
+    taken = engine.call("take_slots", matrix, indices)
+    for line, places, values in zip(matrix, indices, taken, strict=True):
+        expected = [0.0 if j < 0 else line[j] for j in places]
+        np.testing.assert_array_equal(values, expected)
 
 
 layouts = st.sampled_from([np.ascontiguousarray, np.asfortranarray])
