@@ -62,14 +62,14 @@ def test_the_selected_keys_are_the_k_best_with_the_lower_index_first_among_equal
 ) -> None:
     _, residuals = topk_np.topk_attention_fwd(*problem.on(xp)[0], **problem.on(xp)[1])
     indices, kept = xp.to_numpy(residuals.indices), xp.to_numpy(residuals.scores)
-    scores = np.where(problem.allowed, problem.query @ problem.key.mT, -np.inf)
+    scores = problem.ranks
     assert indices.shape == kept.shape == (*scores.shape[:-1], min(problem.k, problem.keys))
     assert indices.dtype == np.int32
     for place in np.ndindex(scores.shape[:-1]):
         chosen = select_by_sorting(scores[place].tolist(), problem.k)
         free = len(indices[place]) - len(chosen)
         assert indices[place].tolist() == chosen + [-1] * free
-        expected = np.append(problem.true_scale * scores[place][chosen], [-np.inf] * free)
+        expected = np.append(abs(problem.true_scale) * scores[place][chosen], [-np.inf] * free)
         assert_close(kept[place], expected, size=problem.size)
 
 
@@ -80,7 +80,7 @@ def test_the_k_best_of_many_blocks_of_keys_are_the_k_best_of_all(
     problem = replace(problem, k=k)
     topk = calls.topk_attention(problem, xp)
     indices = xp.to_numpy(topk.residuals.indices)
-    scores = np.where(problem.allowed, problem.query @ problem.key.mT, -np.inf)
+    scores = problem.ranks
     for place in np.ndindex(scores.shape[:-1]):
         chosen = select_by_sorting(scores[place].tolist(), k)
         assert indices[place].tolist() == chosen + [-1] * (k - len(chosen))
