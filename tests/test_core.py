@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +58,38 @@ def test_heads_taken_together_select_the_same_keys(xp: Backend, problem: Attenti
     runs = [calls.topk_attention(problem, xp, chunk_size=size) for size in (None, 1)]
     together, apart = (xp.to_numpy(run.residuals.indices) for run in runs)
     assert_same_bits(together, apart)
+
+
+def test_heads_taken_together_keep_their_own_keys_masks_and_positions(xp: Backend) -> None:
+    """The first head sees the fewest keys, the second the most."""
+    rng = np.random.default_rng(0)
+    query, dout = rng.standard_normal((3, 2, 4)), rng.standard_normal((3, 2, 5))
+    key, value = rng.standard_normal((3, 9, 4)), rng.standard_normal((3, 9, 5))
+    mask = rng.random((3, 2, 9)) < 0.8
+    offset = np.asarray([0, 7, 3])
+    problem = AttentionProblem(
+        query, key, value, dout, k=3, mask=mask, is_causal=True, query_offset=offset
+    )
+    together = calls.topk_attention(problem, xp)
+    for head in range(3):
+        alone = replace(
+            problem,
+            query=query[head],
+            key=key[head],
+            value=value[head],
+            dout=dout[head],
+            mask=mask[head],
+            query_offset=int(offset[head]),
+        )
+        run = calls.topk_attention(alone, xp)
+        assert_same_bits(
+            xp.to_numpy(together.residuals.indices)[head], xp.to_numpy(run.residuals.indices)
+        )
+        assert_close(together.out[head], run.out, size=problem.size)
+        for grad, expected in zip(together.grads[:3], run.grads[:3], strict=True):
+            assert grad is not None
+            assert expected is not None
+            assert_close(grad[head], expected, size=problem.size)
 
 
 def test_the_plan_takes_as_many_heads_as_it_may(packed_queries: int) -> None:
