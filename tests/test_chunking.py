@@ -102,3 +102,12 @@ def test_long_problems_leave_work_for_every_task_and_short_ones_are_not_torn() -
     assert plan_chunks(sizes).queries <= 4096 // MOST_TASKS
     short = replace(sizes, queries=50)
     assert plan_chunks(short).queries == 50
+
+
+@given(budget=st.integers(2**16, 2**24))
+def test_short_heads_are_taken_together_as_far_as_the_budget_allows(budget: int) -> None:
+    sizes = Sizes(heads=64, queries=8, keys=40, width=16, slots=4, itemsize=4)
+    heads = plan_chunks(sizes, memory_budget=budget).heads
+    held = [sizes.task_bytes(8, 40, 8, n) * MOST_TASKS for n in (heads, heads + 1)]
+    assert heads == 1 or held[0] <= budget
+    assert heads == 64 or held[1] > budget

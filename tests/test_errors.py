@@ -194,6 +194,7 @@ def test_a_wrong_argument_is_named_shown_and_set_right(name: str, kind: str, wro
     ("dout", "error", "shows", "allows"),
     [
         ([[1.0]], TypeError, "list", "array"),
+        (None, TypeError, "None", "array"),
         (ones(3, 2, dtype=np.float32), TypeError, "float32", "float64"),
         (ones(3, 2, dtype=int), TypeError, "int64", "float64"),
         (array_api_strict.ones((3, 2)), TypeError, "array_api_strict", "numpy"),

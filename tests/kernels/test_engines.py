@@ -116,7 +116,7 @@ def test_select_above_takes_the_best_of_what_exceeds_the_floor(
 
 
 @each_engine
-@given(scores=scores_CN(least=1), k=st.integers(1, 14), data=st.data())
+@given(scores=scores_CN(), k=st.integers(1, 14), data=st.data())
 def test_select_above_takes_what_a_sorted_list_gives(
     engine: Engine, scores: np.ndarray, k: int, data: st.DataObject
 ) -> None:
@@ -128,6 +128,15 @@ def test_select_above_takes_what_a_sorted_list_gives(
     np.testing.assert_array_equal(result.counts, expected.counts)
     np.testing.assert_array_equal(result.indices, expected.indices[:, :width])
     np.testing.assert_array_equal(result.values, expected.values[:, :width])
+
+
+@each_engine
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
+def test_nothing_is_selected_from_no_scores(engine: Engine, shape: tuple[int, int]) -> None:
+    scores, floor = np.zeros(shape), np.zeros(shape[0])
+    for found in (engine.call("select", scores, 2), engine.call("select_above", scores, 2, floor)):
+        assert found.values.shape[0] == found.counts.shape[0] == shape[0]
+        assert found.counts.sum() == 0
 
 
 @each_engine
