@@ -227,3 +227,28 @@ def test_grouped_heads_equal_repeated_keys_with_gradients_summed(xp: Backend) ->
             None,
         )
         assert_all_close(one.grads, summed, size=10 * grouped.size)
+
+
+def test_a_score_that_scaling_makes_minus_infinite_is_masked() -> None:
+    query = np.full((1, 1), -1e30, np.float32)
+    key = np.asarray([[1e7], [1e-30]], np.float32)
+    value = np.asarray([[np.nan], [7.0]], np.float32)
+    for out in (
+        topk_np.topk_attention(query, key, value, k=2, scale=1e3),
+        topk_np.dense_attention(query, key, value, scale=1e3),
+    ):
+        assert out == 7
+
+
+def test_a_scale_that_is_next_to_nothing_hides_nothing_and_shows_nothing_masked() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 6, 2)).astype(np.float32)
+    topk = topk_np.topk_attention(x, x, x, k=6, scale=1e-46, is_causal=True)
+    dense = topk_np.dense_attention(x, x, x, scale=1e-46, is_causal=True)
+    np.testing.assert_allclose(topk, dense, rtol=1e-5)
+    assert np.isfinite(dense).all()
+
+
+def test_queries_far_before_all_keys_see_none() -> None:
+    x = np.ones((4, 2))
+    out = topk_np.topk_attention(x, x[:3], x[:3], k=2, is_causal=True, query_offset=-(10**30))
+    assert (out == 0).all()

@@ -248,3 +248,17 @@ def test_a_bias_of_minus_inf_switches_a_unit_off(xp: Backend, activation: str, s
                 assert (grad[2] == 0).all()
                 grad = grad[others]
             assert_close(grad, other, size=problem.size)
+
+
+def test_values_of_no_width_have_a_key_bias_gradient_of_zero() -> None:
+    keys, values = np.ones((4, 3)), np.ones((4, 0))
+    out, residuals = topk_np.topk_ffn_fwd(np.ones((2, 3)), keys, values, k=2, key_bias=np.ones(4))
+    grads = topk_np.topk_ffn_bwd(residuals, out)
+    assert grads.key_bias is not None
+    assert grads.key_bias.tolist() == [0.0] * 4
+
+
+def test_an_infinite_weight_times_an_infinite_value_is_infinite_dense_too() -> None:
+    inf = np.full((1, 1), np.inf)
+    assert topk_np.dense_ffn(inf, np.ones((1, 1)), inf, activation="identity") == np.inf
+    assert topk_np.topk_ffn(inf, np.ones((1, 1)), inf, activation="identity", k=1) == np.inf

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import topk_np
 from topk_np.workers import Crew, Scratch, available_cores, check_workers
 
 
@@ -203,3 +204,31 @@ def test_the_number_of_cores_is_found_where_affinity_is_unknown(
     assert available_cores() == 5
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert available_cores() == 1
+
+
+def test_a_call_from_any_thread_gives_the_bits_of_the_main_thread() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 512, 32)).astype(np.float32)
+    expected = topk_np.topk_attention(x, x, x, k=8)
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(topk_np.topk_attention, x, x, x, k=8).result()
+    assert (elsewhere == expected).all()
+
+
+def test_crews_that_two_threads_enter_and_leave_out_of_order_put_blas_back() -> None:
+    before = blas_threads()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with Crew(1):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with Crew(1):
+        thread.start()
+        inside.wait(10)
+    held = blas_threads()
+    leave.set()
+    thread.join()
+    assert held == {1}
+    assert blas_threads() == before

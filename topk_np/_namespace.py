@@ -15,6 +15,7 @@ import numpy as np
 Array = Any  # an array of any library that follows the array API
 Namespace = Any  # that library's functions
 
+LARGEST = float(np.finfo(np.float32).max)  # of a number that every dtype computes with
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -171,9 +172,12 @@ def check_number(name: str, value: object) -> float:
     """Return `value` as a finite float; refuse booleans, strings and arrays."""
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a real number, got {_shown(value)}")
-    number = float(value)
-    if not np.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{name} must be finite, at most {LARGEST:.1e} in size, got {number}")
     return number
 
 

@@ -24,7 +24,7 @@ class AttentionGrads(NamedTuple):
     """None: no bias was given."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopKAttentionResiduals:
     """What `topk_attention_bwd` needs: the inputs, and K scores and K indices a query."""
 

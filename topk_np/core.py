@@ -126,7 +126,8 @@ def backward(
         # 1  scores, or the linear factor of a gated unit, = scale query keyᵀ + key_bias
         dproduct = dscores if linear is None else dweights * activated
         if problem.key_bias is not None:
-            add_scattered("key_bias", dproduct, xp.ones_like(dpiece[:, :1]))
+            ones = xp.ones((dpiece.shape[0], 1), dtype=problem.dtype, device=device(dpiece))
+            add_scattered("key_bias", dproduct, ones)
         dproduct = dproduct if problem.scale == 1 else dproduct * problem.scale
         add_scattered("key", dproduct, part.query)
         dquery = gather_matmul(dproduct, placed, counts, part.stacked("key"))

@@ -26,7 +26,7 @@ class FFNGrads(NamedTuple):
     gate: Array | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopKFFNResiduals:
     """What `topk_ffn_bwd` needs: the inputs, and K scores and K indices a token."""
 

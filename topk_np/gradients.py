@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from topk_np._namespace import Array, cast
 from topk_np.chunking import slices
+from topk_np.kernels.portable import masked_matmul
 from topk_np.masking import Head, of_head, own_place
 from topk_np.problem import Problem, Task
 from topk_np.rowsparse import scatter_matmul
@@ -22,6 +23,7 @@ from topk_np.workers import MOST_TASKS, Crew
 
 MOST_RANGES = 4  # ranges of keys that one gradient is cut into
 LEAST_RANGE = 4096  # keys
+DENSE_BLOCK = 1024  # keys whose gradient is made at once
 
 
 class Term(Protocol):
@@ -41,6 +43,24 @@ class RowsTerm:
     def add_to(self, total: Array, first: int) -> None:
         """See `Term`."""
         total[self.start : self.start + self.rows.shape[0], :] += self.rows
+
+
+@dataclass(frozen=True)
+class DenseTerm:
+    """The transposed matrix of weights (C, n), where allowed, times `rows`; made as it is added."""
+
+    weights: Array
+    allowed: Array
+    rows: Array
+
+    def add_to(self, total: Array, first: int) -> None:
+        """See `Term`."""
+        seen = min(total.shape[0], self.weights.shape[1] - first)
+        for some in slices(seen, DENSE_BLOCK):
+            keys = slice(first + some.start, first + some.stop)
+            total[some, :] += masked_matmul(
+                self.weights[:, keys].T, self.allowed[:, keys].T, self.rows
+            )
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Mask:
             allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
             scores = engine(xp).hide(scores, allowed)
         if self.is_causal:
-            first = rows.start + self._offset(head)
+            # Before -C no query sees anything, however far before.
+            first = max(rows.start + self._offset(head), -scores.shape[0])
             if keys.stop - 1 > first:
                 where = {"dtype": xp.int64, "device": device(scores)}
                 query = xp.arange(first, first + scores.shape[0], **where)[:, None]

@@ -24,6 +24,9 @@ from topk_np.workers import Crew, Scratch
 INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")
 
 
+LEAST_LATE_SCALE = 1e-30  # times -inf it is -inf in every dtype, not NaN
+
+
 class Task(NamedTuple):
     """Some queries, the same of each of G heads: one head, or several that are short."""
 
@@ -109,10 +112,11 @@ class Problem:
         """
         The part of `scale` that the kept scores get, after selection.
 
-        A positive factor changes no order, so ranking can do without it. It is never moved into
-        the product, where it would make equal integer products differ.
+        A positive factor changes no order, so ranking can do without it; one of at most 1 makes
+        nothing infinite, and so masks nothing. It is never moved into the product, where it would
+        make equal integer products differ.
         """
-        return self.scale if self.scale > 0 else 1.0
+        return self.scale if LEAST_LATE_SCALE <= self.scale <= 1 else 1.0
 
     def sizes(self, k: int) -> Sizes:
         """What the plan for this problem depends on."""

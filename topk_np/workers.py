@@ -119,10 +119,10 @@ class Crew:
         if helpers < 1:
             work()
         else:
-            self._work_beside(work, helpers)
+            self._work_beside(work, helpers, stop)
         return results
 
-    def _work_beside(self, work: Callable[[], None], helpers: int) -> None:
+    def _work_beside(self, work: Callable[[], None], helpers: int, stop: threading.Event) -> None:
         """Run `work` here and in up to `helpers` threads; return when all have ended."""
         if self._pool is None:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
@@ -130,6 +130,9 @@ class Crew:
         try:
             futures.extend(self._pool.submit(work) for _ in range(helpers))
             work()
+        except BaseException:
+            stop.set()
+            raise
         finally:
             started = [future for future in futures if not future.cancel()]
             errors = [future.exception() for future in started]
@@ -139,30 +142,46 @@ class Crew:
 
 
 class _BlasGuard:
-    """Holds BLAS to one thread while anybody computes, and puts its setting back after the last."""
+    """
+    Holds BLAS to one thread while anybody computes, and puts its setting back after the last.
+
+    The first to enter and the last to leave may be two threads. The setting is the process's, but
+    threadpoolctl lets only the thread that changed it first change it again: so that ownership is
+    given up before and after each change.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._limit: Any = None
+        self._before: list[tuple[Any, int]] = []
 
     def enter(self) -> None:
         with self._lock:
             if self._inside == 0:
-                self._limit = _controller().limit(limits=1, user_api="blas")
+                self._before = [(library, library.num_threads) for library in _blas_libraries()]
+                for library, _ in self._before:
+                    _set_threads(library, 1)
             self._inside += 1
 
     def leave(self) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                limit, self._limit = self._limit, None
-                limit.restore_original_limits()
+                for library, threads in self._before:
+                    _set_threads(library, threads)
 
 
 _guard = _BlasGuard()  # module state, as BLAS's own setting is the process's
 
 
 @cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # scans the loaded libraries: 1 ms, so once
+def _blas_libraries() -> list[Any]:
+    # Scans the loaded libraries: 1 ms, so once.
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    give_up = getattr(library, "clear_controlling_thread", lambda force: None)
+    give_up(force=True)
+    library.set_num_threads(threads)
+    give_up(force=True)

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from topk_np._namespace import Array, cast
-from topk_np.gradients import Addend, RowsTerm, Term, sum_gradients
+from topk_np.gradients import Addend, DenseTerm, RowsTerm, Term, sum_gradients
 from topk_np.kernels.portable import masked_matmul
 from topk_np.problem import Problem, Task
 
@@ -65,7 +65,7 @@ def backward(
 
         # piece = weights value + value_bias
         dweights = xp.where(allowed, dpiece @ value.T, 0.0)
-        terms: dict[str, Term] = {"value": RowsTerm(masked_matmul(weights.T, allowed.T, dpiece), 0)}
+        terms: dict[str, Term] = {"value": DenseTerm(weights, allowed, dpiece)}
         if problem.value_bias is not None:
             terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
         # weights = activation(scores) * linear
@@ -76,10 +76,10 @@ def backward(
         if problem.key_bias is not None:
             terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], 0)
         dproduct = dproduct * problem.scale
-        terms["key"] = RowsTerm(masked_matmul(dproduct.T, allowed.T, query), 0)
+        terms["key"] = DenseTerm(dproduct, allowed, query)
         dquery = masked_matmul(dproduct, allowed, key)
         if gate is not None:
-            terms["gate"] = RowsTerm(masked_matmul(dscores.T, allowed.T, query), 0)
+            terms["gate"] = DenseTerm(dscores, allowed, query)
             dquery = dquery + masked_matmul(dscores, allowed, gate)
         terms["query"] = RowsTerm(dquery, rows.start)
         return [(name, head, term) for name, term in terms.items()]

@@ -14,7 +14,7 @@ from topk_np.problem import Problem
 from topk_np.workers import check_workers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenseFFNResiduals:
     """What `dense_ffn_bwd` needs: the inputs and nothing else; scores are made again."""
 

@@ -271,8 +271,16 @@ def scatter_matmul(
     Indices outside of `out` are left out, so that several calls can share the work.
     """
     last = first + out.shape[0]
-    matrix = _csr(weights, indices, counts, last, first).T.tocsr()
-    size = max(1, min(SUMMED_BYTES, rows.nbytes) // max(1, rows.shape[1] * rows.itemsize))
+    matrix = _csr(weights, indices, counts, last, first)
+    row_bytes = max(1, rows.shape[1] * rows.itemsize)
+    if weights.size < out.shape[0] and weights.size * row_bytes <= GATHERED_BYTES:
+        # Few keys of many: add to these alone.
+        touched, places = np.unique(matrix.indices, return_inverse=True)
+        shape = (rows.shape[0], touched.size)
+        out[touched] += type(matrix)((matrix.data, places, matrix.indptr), shape=shape).T @ rows
+        return out
+    matrix = matrix.T.tocsr()
+    size = max(1, max(GATHERED_BYTES, min(SUMMED_BYTES, rows.nbytes)) // row_bytes)
     for start in range(0, out.shape[0], size):  # sums small enough to stay in the cache
         out[start : start + size] += _matrix_rows(matrix, start, start + size) @ rows
     return out

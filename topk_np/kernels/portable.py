@@ -101,19 +101,20 @@ def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:
     """
     ``weights @ values`` over the allowed pairs alone.
 
-    `weights` is 0 where `allowed` is False, so this is the plain product unless a value is NaN or
-    inf: then its column of products is taken by itself, where it is allowed.
+    `weights` is 0 where `allowed` is False, so this is the plain product, but for rows of values
+    with a NaN or inf: these are multiplied one by one, where that is allowed.
     """
     xp = array_namespace(weights)
     finite = xp.isfinite(values)
     if bool(xp.all(finite)):
         return weights @ values
-    out = weights @ xp.where(finite, values, 0.0)
     whole = xp.all(finite, axis=1)
+    out = xp.where(whole[None, :], weights, 0.0) @ xp.where(whole[:, None], values, 0.0)
     for row in range(values.shape[0]):
         if not bool(whole[row]):
-            there = allowed[:, row, None] & ~finite[None, row, :]
-            out = out + xp.where(there, weights[:, row, None] * values[None, row, :], 0.0)
+            out = out + xp.where(
+                allowed[:, row, None], weights[:, row, None] * values[None, row, :], 0.0
+            )
     return out
 
 
