@@ -20,6 +20,7 @@ LEAST_BLOCK = 1024
 LONG = 16  # times k keys make a block that is quick to select from
 MOST_BACKWARD_QUERIES = 2048
 PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
+DENSE_MATRICES = 10  # of the size of a chunk's scores that the dense backward pass holds
 WORTH_THREADS = 2**18  # scores from which threads save more than they cost
 
 
@@ -156,7 +157,7 @@ def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = 
         rows = sizes.queries
     else:
         budget = check_integer("memory_budget", memory_budget, least=1)
-        row = 6 * max(sizes.keys, 1) * sizes.itemsize * MOST_TASKS
+        row = DENSE_MATRICES * max(sizes.keys, 1) * sizes.itemsize * MOST_TASKS
         if row > budget:
             raise ValueError(f"memory_budget must be at least {row} bytes here, got {budget}")
         rows = budget // row
