@@ -143,3 +143,13 @@ def test_dense_gradients_of_long_keys_stay_within_the_budget() -> None:
     )
     grads, peak = measured(lambda: topk_np.dense_attention_bwd(residuals, out))
     assert_within(peak, nbytes(*grads), budget)
+
+
+def test_short_rows_of_equal_scores_stay_within_the_budget() -> None:
+    warm_up()
+    query, key = np.zeros((2048, 16), np.float32), np.ones((2048, 16), np.float32)
+    budget = 16 * MIB
+    out, peak = measured(
+        lambda: topk_np.topk_attention(query, key, key, k=64, memory_budget=budget, workers=8)
+    )
+    assert_within(peak, out.nbytes, budget)

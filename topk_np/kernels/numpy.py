@@ -43,7 +43,10 @@ def select(scores: Array, k: int) -> Selection:
     groups = GROUPS_PER_SLOT * k
     size = scores.shape[1] // groups
     if size < LEAST_GROUP:
-        return _pad(_select_short(scores, k), scores.shape[0], k)
+        short = _select_short(scores, k)
+        if short is None:
+            return _select_by_row(scores, k, np.full(scores.shape[0], -np.inf, scores.dtype))
+        return _pad(short, scores.shape[0], k)
     floor = _group_floor(scores, groups, size, k)
     found = _find(scores, k, floor)
     if found is None:
@@ -73,9 +76,11 @@ class _Found(NamedTuple):
     """(C,) how many of each row."""
 
 
-def _select_short(scores: Array, k: int) -> _Found:
-    """The k largest of each row, from the whole row's k-th largest value."""
+def _select_short(scores: Array, k: int) -> _Found | None:
+    """The k largest of each row, by the row's k-th largest value; None if many equal that."""
     missed = _missed(scores, _below_kth(scores, k))
+    if missed.size - np.count_nonzero(missed) > scores.shape[0] * _most(k):
+        return None
     sparse = scores.shape[1] > DENSE_HITS * k
     flat = _places(missed) if sparse else np.flatnonzero(~missed[: scores.size])
     return _drop_ties(_take(scores, flat), k)

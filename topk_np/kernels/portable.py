@@ -105,10 +105,9 @@ def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:
     with a NaN or inf: these are multiplied one by one, where that is allowed.
     """
     xp = array_namespace(weights)
-    finite = xp.isfinite(values)
-    if bool(xp.all(finite)):
+    if bool(xp.isfinite(xp.sum(values))):  # then all are, and nothing of their size was made
         return weights @ values
-    whole = xp.all(finite, axis=1)
+    whole = xp.all(xp.isfinite(values), axis=1)
     out = xp.where(whole[None, :], weights, 0.0) @ xp.where(whole[:, None], values, 0.0)
     for row in range(values.shape[0]):
         if not bool(whole[row]):
