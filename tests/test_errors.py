@@ -100,6 +100,8 @@ ATTENTION_CALLS = [
     Wrong({"scale": ones(1)}, TypeError, "scale", "shape (1,)", "real number"),
     Wrong({"scale": float("nan")}, ValueError, "scale", "nan", "finite"),
     Wrong({"scale": float("inf")}, ValueError, "scale", "inf", "finite"),
+    Wrong({"scale": 10**400}, ValueError, "scale", "inf", "finite"),
+    Wrong({"scale": -1e39}, ValueError, "scale", "-1e+39", "finite"),
 ]
 
 FFN_CALLS = [

@@ -187,9 +187,8 @@ def dtype_name(array: Array) -> str:
 
 
 @cache
-def _name_of_dtype(
-    kind: Hashable, dtype: Hashable
-) -> str:  # dtypes of two libraries must not be compared
+def _name_of_dtype(kind: Hashable, dtype: Hashable) -> str:
+    # By kind as well, since dtypes of two libraries may hash alike but must not be compared.
     return str(dtype).rpartition(".")[2]  # slow in NumPy
 
 

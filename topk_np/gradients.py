@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from topk_np._namespace import Array, cast
 from topk_np.chunking import slices
-from topk_np.kernels.portable import masked_matmul
+from topk_np.kernels.masked import masked_matmul
 from topk_np.masking import Head, of_head, own_place
 from topk_np.problem import Problem, Task
 from topk_np.rowsparse import scatter_matmul
@@ -111,7 +111,9 @@ def sum_gradients(
     for wave in slices(len(tasks), wave_size):
         made = crew.map(terms_of, tasks[wave])
         crew.map(_Share.add, _shares(sums, [addend for addends in made for addend in addends]))
-    return {name: cast(problem.xp, total, problem.query.dtype) for name, total in sums.items()}
+    # One at a time: sums of half precision are wider than the gradients they become.
+    dtype = problem.query.dtype
+    return {name: cast(problem.xp, sums.pop(name), dtype) for name in list(sums)}
 
 
 def _shares(sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:

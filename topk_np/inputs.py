@@ -21,6 +21,8 @@ from topk_np.activations import ACTIVATIONS
 from topk_np.masking import make_mask
 from topk_np.problem import Problem
 
+SELECTS = ("activation", "score")
+
 
 def attention_problem(
     query: Array,
@@ -84,7 +86,7 @@ def ffn_problem(
     ):
         if array is not None and tuple(array.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
-    check_choice("select", select, ("activation", "score"))
+    check_choice("select", select, SELECTS)
     return Problem(
         xp,
         xp.reshape(plain(x), (math.prod(x.shape[:-1]), width)),

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from topk_np._namespace import Array, check_choice, check_flag, check_integer, check_same
+from topk_np._namespace import (
+    Array,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_same,
+    dtype_name,
+)
 from topk_np.chunking import Sizes, plan_chunks
-from topk_np.workers import MOST_TASKS, available_cores
+from topk_np.inputs import SELECTS
+from topk_np.workers import MOST_TASKS, Crew, check_workers
 
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -33,7 +42,7 @@ class Plan:
     forward_scratch: int
     """What the forward pass holds besides its output and the residuals."""
     backward_scratch: int
-    """What the backward pass holds besides the gradients."""
+    """What the backward pass holds besides the gradients; for half precision their wider sums."""
 
     @property
     def forward_peak(self) -> int:
@@ -58,12 +67,13 @@ def plan(
     /,
     *,
     k: int,
-    dtype: str = "float32",
+    dtype: str | None = None,
     mask: bool = False,
     gate: bool = False,
+    select: str = "score",
     chunk_size: int | None = None,
     memory_budget: int | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Plan:
     """
     How `topk_attention` or `topk_ffn` will cut its work, and what it will hold.
@@ -79,17 +89,20 @@ def plan(
     k : int
         Keys or units to keep, at least 1.
     dtype : {"float16", "bfloat16", "float32", "float64"}
-        Dtype of the inputs.
+        Dtype of the inputs; by default that of the arrays, and of shapes float32.
     mask : bool, default False
         Whether there is a mask, causal or other.
     gate : bool, default False
         Whether the units are gated.
+    select : {"score", "activation"}
+        As for `topk_ffn`.
     chunk_size : int, optional
         As for the call.
     memory_budget : int, optional
         As for the call.
-    workers : int, optional
-        Threads, by default one a core. What is held grows with them, within the memory budget.
+    workers : int or concurrent.futures.Executor, optional
+        As for the call, by default one a core. What is held grows with them, within the
+        memory budget.
 
     Returns
     -------
@@ -100,7 +113,7 @@ def plan(
     Raises
     ------
     TypeError
-        If a number is not an integer.
+        If a number is not an integer, or an argument neither an array nor a shape.
     ValueError
         If shapes do not fit or `memory_budget` is less than one query needs; the error says how
         much that is.
@@ -113,7 +126,10 @@ def plan(
     >>> sizes.chunk_size, sizes.key_block, sizes.residual_bytes // 2**20
     (256, 4096, 128)
     """
-    shapes = [_shape(name, given) for name, given in _named(query, key, value)]
+    given = {"query": query, "key": key, "value": value}
+    shapes = [_shape(name, array) for name, array in given.items()]
+    if dtype is None:
+        dtype = dtype_name(query) if hasattr(query, "dtype") else "float32"
     k = check_integer("k", k, least=1)
     check_choice("dtype", dtype, tuple(ITEMSIZES))
     check_same("key's last axis", shapes[1][-1], "query's", shapes[0][-1])
@@ -134,16 +150,16 @@ def plan(
         width=width + value_width,
         slots=min(k, keys),
         itemsize=max(stored, 4),
+        score_matrices=1 + 4 * (check_choice("select", select, SELECTS) == "activation"),
         narrow=stored < 4,
         masked=check_flag("mask", mask),
     )
     chunks = plan_chunks(sizes, chunk_size, memory_budget)
-    threads = available_cores() if workers is None else check_integer("workers", workers, least=1)
+    threads = Crew(check_workers(workers)).threads
 
     def at_once(rows: int, most: int) -> int:
         return min(most, -(-heads // chunks.heads) * -(-queries // rows))
 
-    threads = min(threads, MOST_TASKS)
     stacked = sizes.stacked_bytes(chunks.heads) // 2
     rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
     held = sizes.held_bytes(backward_rows)
@@ -159,16 +175,15 @@ def plan(
         forward_scratch=at_once(chunks.queries, threads)
         * (sizes.forward_bytes(rows, chunks.keys) + stacked // 2),
         backward_scratch=at_once(chunks.backward_queries, MOST_TASKS) * (held + stacked)
-        + at_once(chunks.backward_queries, threads) * busy,
+        + at_once(chunks.backward_queries, threads) * busy
+        + (grads * sizes.itemsize if sizes.narrow else 0),
     )
 
 
-def _named(query: Any, key: Any, value: Any) -> list[tuple[str, Any]]:
-    return [("query", query), ("key", key), ("value", value)]
-
-
 def _shape(name: str, given: Any) -> tuple[int, ...]:
-    shape = tuple(getattr(given, "shape", given))
+    shape = getattr(given, "shape", given)
+    if not isinstance(shape, tuple):
+        raise TypeError(f"{name} must be an array or a shape, got {type(given).__name__}")
     if len(shape) < 2:
         raise ValueError(f"{name} must have at least 2 axes, got shape {shape}")
     return tuple(check_integer(f"a length of {name}", length, least=0) for length in shape)

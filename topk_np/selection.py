@@ -20,6 +20,9 @@ from topk_np._namespace import (
 )
 from topk_np.kernels import Selection, engine
 
+# Finds are merged when so many times k slots wait: later costs less, earlier prunes more.
+MERGE_FROM = 2
+
 
 class TopK(NamedTuple):
     """What `top_k` returns."""
@@ -33,11 +36,6 @@ class TopK(NamedTuple):
 def select(scores: Array, k: int) -> Selection:
     """The k best of each row of scores (C, N), ascending by index; -inf means not allowed."""
     return engine(array_namespace(scores)).select(scores, k)  # type: ignore[no-any-return]
-
-
-MERGE_FROM = (
-    2  # times k slots that wait are merged: later merges cost less, earlier ones prune more
-)
 
 
 class KBest:

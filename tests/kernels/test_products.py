@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import topk_np.kernels.numpy
 from tests.kernels.engines import Engine, each_engine
 from tests.oracles import assert_close
 from tests.strategies import seeds, sparse_CK_of_N
@@ -207,3 +208,14 @@ def test_a_used_slot_of_weight_zero_is_multiplied(engine: Engine) -> None:
     indices, counts = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
     zero, values = np.zeros((1, 1)), np.asarray([[math.nan]])
     assert np.isnan(engine.call("gather_matmul", zero, indices, counts, values)).all()
+
+
+def test_few_slots_among_many_keys_cost_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one for every so many keys: that made one query on many keys slower than dense."""
+    monkeypatch.delattr(topk_np.kernels.numpy, "_matrix_rows")  # what makes a product for each
+    indices = np.asarray([[3, 70_000]], np.int32)
+    out = topk_np.kernels.numpy.scatter_matmul(
+        np.ones((1, 2)), indices, np.asarray([2]), np.full((1, 4), 2.0), np.zeros((100_000, 4))
+    )
+    assert np.flatnonzero(out[:, 0]).tolist() == [3, 70_000]
+    assert (out[indices[0]] == 2).all()

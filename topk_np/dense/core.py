@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from topk_np._namespace import Array, cast
 from topk_np.gradients import Addend, DenseTerm, RowsTerm, Term, sum_gradients
-from topk_np.kernels.portable import masked_matmul
+from topk_np.kernels.masked import masked_matmul
 from topk_np.problem import Problem, Task
 
 

@@ -24,8 +24,8 @@ FEW_SLOTS = 2**12  # that are gathered before scipy has made its matrix
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
     """(C, n): ``rows @ keys.T``, written to `scratch`."""
-    if keys.strides[-1] != keys.itemsize:
-        keys = np.ascontiguousarray(keys)  # BLAS needs one axis without gaps
+    if keys.itemsize not in keys.strides or 0 in keys.strides:
+        keys = np.ascontiguousarray(keys)  # BLAS needs one axis without gaps, and no repetition
     return np.matmul(rows, keys.T, out=scratch)
 
 
