@@ -100,8 +100,9 @@ class Crew:
         results: list[Any] = [None] * len(tasks)
         queue, lock, stop = iter(enumerate(tasks)), threading.Lock(), threading.Event()
 
-        def work() -> None:
+        def work(worker: int) -> None:
             try:
+                _touch_packing_buffer(worker)
                 # Rows of NaN or inf are promised, not remarkable: no warnings about them.
                 with np.errstate(all="ignore"):
                     np.setbufsize(BUFFER_ELEMENTS)  # until errstate ends
@@ -117,19 +118,19 @@ class Crew:
 
         helpers = min(self.threads, len(tasks)) - 1
         if helpers < 1:
-            work()
+            work(0)
         else:
             self._work_beside(work, helpers, stop)
         return results
 
-    def _work_beside(self, work: Callable[[], None], helpers: int, stop: threading.Event) -> None:
+    def _work_beside(self, work: Callable[[int], None], helpers: int, stop: threading.Event) -> None:
         """Run `work` here and in up to `helpers` threads; return when all have ended."""
         if self._pool is None:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
         futures: list[Future[None]] = []
         try:
-            futures.extend(self._pool.submit(work) for _ in range(helpers))
-            work()
+            futures.extend(self._pool.submit(work, 1 + i) for i in range(helpers))
+            work(0)
         except BaseException:
             stop.set()
             raise
@@ -178,6 +179,18 @@ _guard = _BlasGuard()  # module state, as BLAS's own setting is the process's
 def _blas_libraries() -> list[Any]:
     # Scans the loaded libraries: 1 ms, so once.
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+@cache
+def _touch_packing_buffer(worker: int) -> None:
+    """
+    Write to all of the memory that BLAS packs operands in, once for each worker.
+
+    OpenBLAS prefetches beyond what it has packed. Where those pages were never touched that is
+    slow: products with the keys of a head take a fifth longer until a larger one has been there.
+    Its buffers stay for the life of the process, and so many as compute at once are in use.
+    """
+    np.ones((128, 384), np.float32) @ np.ones((384, 384), np.float32)
 
 
 def _set_threads(library: Any, threads: int) -> None:
