@@ -31,9 +31,7 @@ TINY_PLANS = {
         "GROUPS_PER_SLOT": 2,
         "LEAST_GROUP": 2,
         "DENSE_HITS": 3,
-        "FEW_SLOTS": 6,
         "GATHERED_BYTES": 64,
-        "SUMMED_BYTES": 64,
     },
     topk_np.problem: {"WORTH_THREADS": 0},
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topk_np._namespace import check_integer
-from topk_np.kernels import GATHERED_BYTES, SUMMED_BYTES
+from topk_np.kernels import GATHERED_BYTES
 from topk_np.workers import MOST_TASKS
 
 DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
@@ -58,8 +58,7 @@ class Sizes:
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""
         products = rows * self.slots * (3 * self.itemsize + 12)
-        summed = min(SUMMED_BYTES, min(rows, self.keys) * self.width // 2 * self.itemsize)
-        return self.held_bytes(rows) + products + self._gathered_bytes(rows) + summed
+        return self.held_bytes(rows) + products + self._gathered_bytes(rows)
 
     def held_bytes(self, rows: int) -> int:
         """The part of `backward_bytes` that is held until all tasks of a wave are done."""

@@ -123,7 +123,9 @@ class Crew:
             self._work_beside(work, helpers, stop)
         return results
 
-    def _work_beside(self, work: Callable[[int], None], helpers: int, stop: threading.Event) -> None:
+    def _work_beside(
+        self, work: Callable[[int], None], helpers: int, stop: threading.Event
+    ) -> None:
         """Run `work` here and in up to `helpers` threads; return when all have ended."""
         if self._pool is None:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")

@@ -210,12 +210,13 @@ def test_a_used_slot_of_weight_zero_is_multiplied(engine: Engine) -> None:
     assert np.isnan(engine.call("gather_matmul", zero, indices, counts, values)).all()
 
 
-def test_few_slots_among_many_keys_cost_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one for every so many keys: that made one query on many keys slower than dense."""
-    monkeypatch.delattr(topk_np.kernels.numpy, "_matrix_rows")  # what makes a product for each
-    indices = np.asarray([[3, 70_000]], np.int32)
+def test_numpy_adds_in_place_also_to_rows_with_gaps() -> None:
+    whole = np.ones((5, 4))
+    indices = np.asarray([[1, 3]], np.int32)
+    rows = np.asarray([[1.0, 2.0]])
     out = topk_np.kernels.numpy.scatter_matmul(
-        np.ones((1, 2)), indices, np.asarray([2]), np.full((1, 4), 2.0), np.zeros((100_000, 4))
+        np.asarray([[1.0, 10.0]]), indices, np.asarray([2]), rows, whole[:, ::2]
     )
-    assert np.flatnonzero(out[:, 0]).tolist() == [3, 70_000]
-    assert (out[indices[0]] == 2).all()
+    assert np.shares_memory(out, whole)
+    assert whole[:, ::2].tolist() == [[1, 1], [2, 3], [1, 1], [11, 21], [1, 1]]
+    assert (whole[:, 1::2] == 1).all()

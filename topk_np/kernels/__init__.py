@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from topk_np._namespace import Array, Namespace, is_numpy
 
 GATHERED_BYTES = 2**18  # gathered rows that a product holds at once
-SUMMED_BYTES = 2**20  # sums that a scatter holds at once, if its rows are as many
 
 
 class Selection(NamedTuple):

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np.kernels import GATHERED_BYTES, SUMMED_BYTES, Selection
+from topk_np.kernels import GATHERED_BYTES, Selection
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
 DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
-FEW_SLOTS = 2**12  # that are gathered before scipy has made its matrix
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -227,10 +226,13 @@ def take_slots(matrix: Array, indices: Array) -> Array:
 
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
-    dense = values.flags.c_contiguous and values.dtype == weights.dtype
-    if dense and weights.size > FEW_SLOTS:
-        return np.asarray(_csr(weights, indices, counts, values.shape[0]) @ values)
     out = np.zeros((weights.shape[0], values.shape[1]), weights.dtype)
+    if values.flags.c_contiguous and values.dtype == weights.dtype:
+        data, columns, ends = _csr(weights, indices, counts, values.shape[0])
+        _sparse().csr_matvecs(
+            *out.shape[:1], *values.shape, ends, columns, data, values.reshape(-1), out.reshape(-1)
+        )
+        return out
     free = None
     if counts.size and counts.min() < indices.shape[1]:
         free = ~_used(indices, counts)
@@ -275,37 +277,27 @@ def scatter_matmul(
 
     Indices outside of `out` are left out, so that several calls can share the work.
     """
-    last = first + out.shape[0]
-    matrix = _csr(weights, indices, counts, last, first)
-    row_bytes = max(1, rows.shape[1] * rows.itemsize)
-    if weights.size < out.shape[0] and weights.size * row_bytes <= GATHERED_BYTES:
-        # Few keys of many: add to these alone.
-        touched, places = np.unique(matrix.indices, return_inverse=True)
-        shape = (rows.shape[0], touched.size)
-        out[touched] += type(matrix)((matrix.data, places, matrix.indptr), shape=shape).T @ rows
-        return out
-    matrix = matrix.T.tocsr()
-    size = max(1, max(GATHERED_BYTES, min(SUMMED_BYTES, rows.nbytes)) // row_bytes)
-    for start in range(0, out.shape[0], size):  # sums small enough to stay in the cache
-        out[start : start + size] += _matrix_rows(matrix, start, start + size) @ rows
+    data, columns, ends = _csr(weights, indices, counts, out.shape[0], first)
+    total = np.ascontiguousarray(out)
+    # Rows of a matrix are columns of its transpose, so that nothing has to be put in order.
+    _sparse().csc_matvecs(
+        *out.shape[:1], *rows.shape, ends, columns, data, rows.reshape(-1), total.reshape(-1)
+    )
+    if total is not out:
+        out[...] = total
     return out
 
 
-def _matrix_rows(matrix: Any, start: int, stop: int) -> Any:
-    """Some rows of a matrix in scipy's form, which by indexing would be slow to get."""
-    if start == 0 and stop >= matrix.shape[0]:
-        return matrix
-    ends = matrix.indptr[start : stop + 1]
-    some = slice(ends[0], ends[-1])
-    shape = (ends.size - 1, matrix.shape[1])
-    return type(matrix)((matrix.data[some], matrix.indices[some], ends - ends[0]), shape=shape)
+def _csr(
+    weights: Array, indices: Array, counts: Array, size: int, first: int = 0
+) -> tuple[Array, Array, Array]:
+    """
+    The columns `first` to ``first + size`` of a row-sparse matrix, unused slots left out.
 
-
-def _csr(weights: Array, indices: Array, counts: Array, last: int, first: int = 0) -> Any:
-    """The columns first..last of the row-sparse matrix in scipy's form, unused slots left out."""
-    from scipy.sparse import csr_array  # takes a while to import
-
+    What is used, its columns from `first` on, and where rows end: compressed sparse rows.
+    """
     rows, k = indices.shape
+    last = first + size
     used = None
     if first > 0 or (counts.size and counts.min() < k):
         used = (indices >= first) & (indices < last)
@@ -317,8 +309,14 @@ def _csr(weights: Array, indices: Array, counts: Array, last: int, first: int = 
         ends = np.zeros(rows + 1, np.int32)
         np.cumsum(np.count_nonzero(used, axis=1), out=ends[1:])
         weights, indices = weights[used], indices[used] - np.int32(first)
-    shape = (rows, last - first)
-    return csr_array((weights.reshape(-1), indices.reshape(-1), ends), shape=shape)
+    return weights.reshape(-1), indices.reshape(-1), ends
+
+
+def _sparse() -> Any:
+    """The loops below scipy's sparse matrices: they add in place, and check and copy nothing."""
+    from scipy.sparse import _sparsetools  # takes a while to import
+
+    return _sparsetools
 
 
 def _used(indices: Array, counts: Array) -> Any:
