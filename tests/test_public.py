@@ -23,6 +23,7 @@ PUBLIC = sorted(
         *(f"{name}{suffix}" for name in TRIOS for suffix in ("", "_bwd", "_fwd")),
         "AttentionGrads",
         "FFNGrads",
+        "KVCache",
         "Plan",
         "TopK",
         "array_namespace",

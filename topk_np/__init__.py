@@ -8,6 +8,7 @@ from topk_np.attention import (
     topk_attention_bwd,
     topk_attention_fwd,
 )
+from topk_np.decoding import KVCache
 from topk_np.dense.attention import dense_attention, dense_attention_bwd, dense_attention_fwd
 from topk_np.dense.ffn import dense_ffn, dense_ffn_bwd, dense_ffn_fwd
 from topk_np.ffn import FFNGrads, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionGrads",
     "FFNGrads",
+    "KVCache",
     "Plan",
     "TopK",
     "array_namespace",
