@@ -17,17 +17,29 @@ import pytest
 
 import topk_np
 
-TRIOS = ("dense_attention", "dense_ffn", "topk_attention", "topk_ffn")
+TRIOS = ("dense_attention", "dense_ffn", "multihead_attention", "topk_attention", "topk_ffn")
+DATA = {
+    "attention": ["query", "key", "value"],
+    "ffn": ["x", "keys", "values"],
+    "multihead_attention": ["x", "weights", "context"],
+}
 PUBLIC = sorted(
     [
         *(f"{name}{suffix}" for name in TRIOS for suffix in ("", "_bwd", "_fwd")),
         "AttentionGrads",
         "FFNGrads",
         "KVCache",
+        "MultiheadGrads",
+        "MultiheadWeights",
         "Plan",
+        "Rope",
         "TopK",
         "array_namespace",
+        "merge_heads",
         "plan",
+        "rotary_embedding",
+        "rotary_embedding_bwd",
+        "split_heads",
         "top_k",
         "vjp",
     ]
@@ -87,13 +99,13 @@ def test_dense_functions_take_what_the_topk_functions_take_without_k(
 @pytest.mark.parametrize("name", TRIOS)
 def test_data_are_positional_only_and_options_keyword_only(name: str) -> None:
     found = parameters(getattr(topk_np, name))
-    data = ["query", "key", "value"] if name.endswith("attention") else ["x", "keys", "values"]
+    data = DATA.get(name) or DATA[name.split("_")[1]]
     assert list(found)[:3] == data
     for parameter, (kind, _) in found.items():
-        positional = parameter in data
-        assert kind is (
-            inspect.Parameter.POSITIONAL_ONLY if positional else inspect.Parameter.KEYWORD_ONLY
-        )
+        if parameter in data:
+            assert kind is inspect.Parameter.POSITIONAL_ONLY
+        else:
+            assert kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
 
 
 def test_gradients_are_in_the_order_of_the_arguments() -> None:
@@ -102,6 +114,7 @@ def test_gradients_are_in_the_order_of_the_arguments() -> None:
     assert topk_np.FFNGrads._fields == expected
     order = [name for name in parameters(topk_np.topk_ffn) if name in expected]
     assert tuple(order) == expected
+    assert list(topk_np.MultiheadGrads._fields) == DATA["multihead_attention"]
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -131,7 +144,8 @@ def test_public_functions_have_an_example_and_say_what_they_take_and_return(name
         documented = [
             parameter
             for parameter in parameters(getattr(topk_np, name))
-            if f"\n{parameter} : " in text or f"\n*{parameter} : " in text
+            if any(f"\n{name}" in text for name in (f"{parameter} : ", f"*{parameter} : "))
+            or f"\n**{parameter}\n" in text
         ]
         assert documented == list(parameters(getattr(topk_np, name)))
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+from array_api_compat import device
 
 from topk_np import (
     array_namespace,
@@ -20,10 +20,11 @@ from topk_np import (
     topk_attention,
     topk_ffn,
 )
+from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.rope import Rope, RopeLayout, Rotation
 
 Array = Any  # an array of any library that follows the array API
 Attention = Callable[[Array, Array, Array], Array]  # (query, key, value) -> out
-RopeLayout = Literal["half", "interleaved"]
 
 CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
 VOCABULARY_CHUNK = 256  # positions at a time in the output layer: never Q x T logits
@@ -145,7 +146,10 @@ def forward(
         raise ValueError(f"attention_k must be None where attention is given, got {attention_k}")
     config = params.config
     x = _embed(params.embedding, tokens)
-    rotation = _rotation(params, tokens.shape[-1])
+    positions = array_namespace(x).arange(x.shape[-2], device=device(x))
+    width = params.layers[0].query.shape[0] // config.heads
+    rope = Rope(config.rope_base, config.rope_layout)
+    rotation = Rotation.at(positions, rope, width, x.dtype)
     for layer in params.layers:
         normed = rms_norm(x, layer.attention_norm, config.norm_eps)
         x = x + _attention_block(layer, config, normed, rotation, attention)
@@ -248,20 +252,6 @@ def rms_norm(x: Array, weight: Array, eps: float, /) -> Array:
     return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(x: Array, cosine: Array, sine: Array, layout: RopeLayout, /) -> Array:
-    """Turn the feature pairs of `x` (..., Q, W) by the angles of their position, each (Q, W/2)."""
-    xp = array_namespace(x, cosine, sine)
-    half = x.shape[-1] // 2
-    if layout == "half":
-        first, second = x[..., :half], x[..., half:]
-    else:
-        first, second = x[..., 0::2], x[..., 1::2]
-    turned = first * cosine - second * sine, second * cosine + first * sine
-    if layout == "half":
-        return xp.concat(turned, axis=-1)
-    return xp.reshape(xp.stack(turned, axis=-1), x.shape)
-
-
 def _embed(embedding: Array, tokens: Array) -> Array:
     xp = array_namespace(embedding, tokens)
     if not xp.isdtype(tokens.dtype, "integral"):
@@ -276,36 +266,17 @@ def _embed(embedding: Array, tokens: Array) -> Array:
     return xp.reshape(rows, (*tokens.shape, width))
 
 
-def _rotation(params: LlamaParams, length: int) -> tuple[Array, Array]:
-    """Cosine and sine (Q, W/2) of the rotary angles, computed in float64."""
-    config = params.config
-    half = params.layers[0].query.shape[0] // config.heads // 2
-    angles = np.arange(length)[:, None] * config.rope_base ** (-np.arange(half) / half)
-    xp, like = array_namespace(params.embedding), params.embedding
-    cosine, sine = (
-        xp.asarray(f(angles), dtype=like.dtype, device=like.device) for f in (np.cos, np.sin)
-    )
-    return cosine, sine
-
-
 def _attention_block(
-    layer: LlamaLayer,
-    config: LlamaConfig,
-    x: Array,
-    rotation: tuple[Array, Array],
-    attend: Attention,
+    layer: LlamaLayer, config: LlamaConfig, x: Array, rotation: Rotation, attend: Attention
 ) -> Array:
     """Project, turn by position, attend in groups of heads, and project back."""
     xp = array_namespace(x)
 
     def split(projection: Array, heads: int) -> Array:
         """(..., Q, D) -> (..., G, heads of a group, Q, W)."""
-        y = x @ xp.matrix_transpose(projection)
-        y = xp.reshape(y, (*y.shape[:-1], config.groups, heads // config.groups, -1))
-        return xp.moveaxis(y, -4, -2)
+        return split_heads(x @ xp.matrix_transpose(projection), heads, groups=config.groups)
 
-    query = rotate(split(layer.query, config.heads), *rotation, config.rope_layout)
-    key = rotate(split(layer.key, config.groups), *rotation, config.rope_layout)
-    out = xp.moveaxis(attend(query, key, split(layer.value, config.groups)), -2, -4)
-    out = xp.reshape(out, (*out.shape[:-3], -1))
-    return out @ xp.matrix_transpose(layer.output)
+    query = rotation.turn(split(layer.query, config.heads))
+    key = rotation.turn(split(layer.key, config.groups))
+    out = attend(query, key, split(layer.value, config.groups))
+    return merge_heads(out, grouped=True) @ xp.matrix_transpose(layer.output)

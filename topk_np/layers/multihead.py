@@ -1,0 +1,261 @@
+"""Multi-head attention with its projections, forward and backward, top-k or dense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from topk_np._namespace import Array, array_namespace, cast, dtype_name
+from topk_np.attention import (
+    TopKAttentionResiduals,
+    topk_attention,
+    topk_attention_bwd,
+    topk_attention_fwd,
+)
+from topk_np.dense.attention import (
+    DenseAttentionResiduals,
+    dense_attention,
+    dense_attention_bwd,
+    dense_attention_fwd,
+)
+from topk_np.inputs import check_dout
+from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.linear import linear, linear_bwd
+from topk_np.layers.projections import (
+    MultiheadGrads,
+    MultiheadWeights,
+    Projections,
+    check_multihead,
+)
+from topk_np.layers.rope import Rope
+
+
+@dataclass(frozen=True, eq=False)
+class MultiheadResiduals:
+    """What `multihead_attention_bwd` needs: the inputs, the projections, and what was attended."""
+
+    inputs: Projections = field(repr=False)
+    attention: TopKAttentionResiduals | DenseAttentionResiduals
+    """Those of the attention, whose query, key and value are the projections."""
+    attended: Array = field(repr=False)
+    """(..., Q, H V) what goes into the last projection."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept beyond the inputs."""
+        inputs = self.inputs
+        kept = [*self.attention.problem.inputs.values(), self.attended]
+        for rotation in (inputs.query_rotation, inputs.key_rotation):
+            kept += [] if rotation is None else [rotation.cosine, rotation.sine]
+        sizes = (math.prod(array.shape) * _ITEMSIZES[dtype_name(array)] for array in kept)
+        return int(self.attention.nbytes + sum(sizes))
+
+
+_ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def multihead_attention(
+    x: Array,
+    weights: MultiheadWeights,
+    context: Array | None = None,
+    /,
+    *,
+    heads: int,
+    k: int | None = None,
+    rope: Rope | None = None,
+    query_positions: int | Array | None = None,
+    key_positions: int | Array | None = None,
+    mask: Any = None,
+    query_offset: int | Array | None = None,
+    **options: Any,
+) -> Array:
+    """
+    Multi-head attention: project, attend in every head, put the heads together, project back.
+
+    Self-attention over `x`, or cross-attention from `x` to `context`. Grouped and multi-query heads
+    follow from the shapes: the key and value heads may be fewer than the query heads.
+
+    Parameters
+    ----------
+    x : array (..., Q, E)
+        float16, bfloat16, float32 or float64; half precision is computed in float32.
+    weights : MultiheadWeights
+        Projections (out, in) and optional biases, of the library, device and dtype of `x`.
+    context : array (..., N, E_kv), optional
+        What keys and values are projected from, by default `x`; leading axes broadcast.
+    heads : int
+        Query heads H. The number of key heads follows from `weights` and must divide it.
+    k : int, optional
+        Keys to keep for each query of each head; dense attention by default.
+    rope : Rope, optional
+        Turn queries and keys by their positions; not by default.
+    query_positions : int or int array (..., Q), optional
+        Positions for `rope`, or the first one; by default `query_offset`, or 0 without.
+    key_positions : int or int array (..., N), optional
+        Those of the keys; by default `query_positions` in self-attention, else 0.
+    mask : bool array, optional
+        Broadcastable to (..., H, Q, N), True where a query may attend.
+    query_offset : int or int array, optional
+        As in `topk_attention`; an array is over the leading axes of `x`, without the heads.
+    **options
+        The other options of `topk_attention` or `dense_attention`, such as `is_causal`, `scale`,
+        `chunk_size`, `memory_budget` and `workers`.
+
+    Returns
+    -------
+    array (..., Q, E_out)
+        In the dtype, library and device of the inputs.
+
+    Raises
+    ------
+    TypeError
+        If the inputs are not floating arrays of one library, device and dtype, `weights` is not a
+        `MultiheadWeights`, `rope` is not a `Rope`, or an option is unknown.
+    ValueError
+        If shapes do not fit, the key heads do not divide the query heads, or positions are given
+        without `rope`.
+
+    See Also
+    --------
+    multihead_attention_fwd : also returns what the backward pass needs.
+
+    Notes
+    -----
+    Time and memory are those of attention and of the projections. Memory is linear in length
+    with `k`; dense attention needs `chunk_size` or `memory_budget` for that. Vaswani et al. 2017,
+    section 3.2.2, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import MultiheadWeights, Rope, multihead_attention
+    >>> rng = np.random.default_rng(0)
+    >>> shapes = (8, 6), (4, 6), (4, 6), (6, 8)  # 4 query heads, 2 key heads of width 2
+    >>> weights = MultiheadWeights(*(rng.standard_normal(shape) for shape in shapes))
+    >>> x = rng.standard_normal((10, 6))
+    >>> multihead_attention(x, weights, heads=4, k=3, is_causal=True, rope=Rope()).shape
+    (10, 6)
+    """
+    inputs = check_multihead(
+        x, weights, context, heads, rope, query_positions, key_positions, query_offset
+    )
+    query, key, value = inputs.project()
+    options = inputs.grouped_options(mask, query_offset) | options
+    if k is None:
+        out = dense_attention(query, key, value, **options)
+    else:
+        out = topk_attention(query, key, value, k=k, **options)
+    return linear(merge_heads(out, grouped=True), weights.out, weights.out_bias)
+
+
+def multihead_attention_fwd(
+    x: Array,
+    weights: MultiheadWeights,
+    context: Array | None = None,
+    /,
+    *,
+    heads: int,
+    k: int | None = None,
+    rope: Rope | None = None,
+    query_positions: int | Array | None = None,
+    key_positions: int | Array | None = None,
+    mask: Any = None,
+    query_offset: int | Array | None = None,
+    **options: Any,
+) -> tuple[Array, MultiheadResiduals]:
+    """
+    `multihead_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `multihead_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, E_out)
+        What `multihead_attention` returns.
+    residuals : MultiheadResiduals
+        The projections, what was attended, and the residuals of the attention.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import MultiheadWeights, multihead_attention_fwd
+    >>> weights = MultiheadWeights(*[np.eye(4)] * 4)
+    >>> out, residuals = multihead_attention_fwd(np.eye(4), weights, heads=2, k=1)
+    >>> residuals.attention.indices.shape  # groups, heads of a group, queries, kept keys
+    (2, 1, 4, 1)
+    """
+    # 1 query, key, value = projections of x and context, split into heads, turned
+    # 2 attended = attention(query, key, value)
+    # 3 out = projection of attended, merged
+    inputs = check_multihead(
+        x, weights, context, heads, rope, query_positions, key_positions, query_offset
+    )
+    query, key, value = inputs.project()
+    options = inputs.grouped_options(mask, query_offset) | options
+    residuals: Any
+    if k is None:
+        attended, residuals = dense_attention_fwd(query, key, value, **options)
+    else:
+        attended, residuals = topk_attention_fwd(query, key, value, k=k, **options)
+    attended = merge_heads(attended, grouped=True)
+    out = linear(attended, weights.out, weights.out_bias)
+    return out, MultiheadResiduals(inputs, residuals, attended)
+
+
+def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> MultiheadGrads:
+    """
+    Gradients of `multihead_attention`.
+
+    Parameters
+    ----------
+    residuals : MultiheadResiduals
+        From `multihead_attention_fwd`.
+    dout : array (..., Q, E_out)
+        Gradient of the loss with respect to the output, in its shape and dtype.
+
+    Returns
+    -------
+    MultiheadGrads
+        Gradients of x, of the weights as a `MultiheadWeights`, and of the context.
+
+    Raises
+    ------
+    TypeError
+        If `residuals` is not from `multihead_attention_fwd`, or `dout` has another library, device
+        or dtype than the output.
+    ValueError
+        If the shape of `dout` is not the output's.
+
+    Notes
+    -----
+    Time and memory are those of the backward pass of attention and of the projections.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import MultiheadWeights, multihead_attention_bwd, multihead_attention_fwd
+    >>> weights = MultiheadWeights(*[np.eye(4)] * 4)
+    >>> out, residuals = multihead_attention_fwd(np.eye(4), weights, heads=2, k=1)
+    >>> multihead_attention_bwd(residuals, np.ones_like(out)).weights.out[0]
+    array([3., 1., 1., 1.])
+    """
+    if not isinstance(residuals, MultiheadResiduals):
+        raise TypeError(
+            "residuals must come from multihead_attention_fwd, got " + type(residuals).__name__
+        )
+    inputs, attended, attention = residuals.inputs, residuals.attended, residuals.attention
+    w = inputs.weights
+    dout = check_dout(inputs.x, (*attended.shape[:-1], w.out.shape[0]), dout)
+    # 3
+    dattended, dweight, dbias = linear_bwd(attended, w.out, w.out_bias, dout)
+    dattended = cast(array_namespace(dout), dattended, dout.dtype)
+    dattended = split_heads(dattended, inputs.heads, groups=inputs.groups)
+    # 2
+    if isinstance(attention, TopKAttentionResiduals):
+        grads = topk_attention_bwd(attention, dattended)
+    else:
+        grads = dense_attention_bwd(attention, dattended)
+    # 1
+    made = inputs.project_bwd(grads.query, grads.key, grads.value)
+    return made._replace(weights=made.weights._replace(out=dweight, out_bias=dbias))

@@ -1,0 +1,199 @@
+"""The projections of multi-head attention: checked, split into heads, turned, and undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from array_api_compat import device
+
+from topk_np._namespace import (
+    Array,
+    array_namespace,
+    cast,
+    check_floats,
+    check_integer,
+    check_ndim,
+    check_same,
+    compute_dtype,
+    plain,
+)
+from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.linear import linear, linear_bwd
+from topk_np.layers.rope import Rope, Rotation, check_positions, check_rope
+
+
+class MultiheadWeights(NamedTuple):
+    """
+    Projections (out, in), as checkpoints store them, and their biases (out,).
+
+    H heads of width W; G groups of H/G heads share a key and a value head: G = H for plain heads,
+    G = 1 for multi-query attention. G follows from the rows of `key`.
+    """
+
+    query: Array
+    """(H W, E)"""
+    key: Array
+    """(G W, E_kv)"""
+    value: Array
+    """(G V, E_kv)"""
+    out: Array
+    """(E_out, H V)"""
+    query_bias: Array | None = None
+    key_bias: Array | None = None
+    value_bias: Array | None = None
+    out_bias: Array | None = None
+
+
+class MultiheadGrads(NamedTuple):
+    """Gradients of multi-head attention, each with the shape and dtype of its input."""
+
+    x: Array
+    weights: MultiheadWeights
+    context: Array | None = None
+    """None: no context was given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Projections:
+    """The arrays given, checked, and how they are made into queries, keys and values."""
+
+    x: Array
+    weights: MultiheadWeights
+    context: Array | None
+    heads: int
+    groups: int
+    query_rotation: Rotation | None
+    key_rotation: Rotation | None
+
+    def project(self) -> tuple[Array, Array, Array]:
+        """Query (..., G, H/G, Q, W), key (..., G, 1, N, W) and value (..., G, 1, N, V)."""
+        w, source = self.weights, self.x if self.context is None else self.context
+        query = self._split(linear(self.x, w.query, w.query_bias), self.heads)
+        key = self._split(linear(source, w.key, w.key_bias), self.groups)
+        value = self._split(linear(source, w.value, w.value_bias), self.groups)
+        if self.query_rotation is not None and self.key_rotation is not None:
+            query, key = self.query_rotation.turn(query), self.key_rotation.turn(key)
+        return query, key, value
+
+    def project_bwd(self, dquery: Array, dkey: Array, dvalue: Array) -> MultiheadGrads:
+        """Gradients of `project`; those of the last projection are None."""
+        xp = array_namespace(self.x)
+        w, source = self.weights, self.x if self.context is None else self.context
+        if self.query_rotation is not None and self.key_rotation is not None:
+            dquery = self.query_rotation.turn_back(dquery)
+            dkey = self.key_rotation.turn_back(dkey)
+        dquery, dkey, dvalue = (merge_heads(d, grouped=True) for d in (dquery, dkey, dvalue))
+        dx, query, query_bias = linear_bwd(self.x, w.query, w.query_bias, dquery)
+        from_key, key, key_bias = linear_bwd(source, w.key, w.key_bias, dkey)
+        from_value, value, value_bias = linear_bwd(source, w.value, w.value_bias, dvalue)
+        dsource = from_key + from_value
+        dweights = MultiheadWeights(query, key, value, None, query_bias, key_bias, value_bias)
+        if self.context is None:
+            return MultiheadGrads(cast(xp, dx + dsource, self.x.dtype), dweights)
+        dx, dcontext = (cast(xp, d, self.x.dtype) for d in (dx, dsource))
+        return MultiheadGrads(dx, dweights, dcontext)
+
+    def grouped_options(self, mask: Any, query_offset: Any) -> dict[str, Any]:
+        """Options over (..., H, Q, N) and (...) as options over (..., G, H/G, Q, N)."""
+        if getattr(mask, "ndim", 0) > 2:
+            xp = array_namespace(mask)
+            *lead, heads, rows, keys = mask.shape
+            if heads not in (1, self.heads):
+                raise ValueError(
+                    f"mask must broadcast to (..., H, Q, N), here with {self.heads} heads, "
+                    f"got shape {tuple(mask.shape)}"
+                )
+            groups = (1, 1) if heads == 1 else (self.groups, self.heads // self.groups)
+            mask = xp.reshape(mask, (*lead, *groups, rows, keys))
+        if getattr(query_offset, "shape", ()) != ():
+            query_offset = query_offset[..., None, None]
+        return {"mask": mask, "query_offset": query_offset}
+
+    def _split(self, rows: Array, heads: int) -> Array:
+        return split_heads(rows, heads, groups=self.groups)
+
+
+def check_multihead(
+    x: Array,
+    weights: MultiheadWeights,
+    context: Array | None,
+    heads: int,
+    rope: Rope | None,
+    query_positions: int | Array | None,
+    key_positions: int | Array | None,
+    query_offset: int | Array | None,
+) -> Projections:
+    """The inputs and options of multi-head attention, checked as far as attention does not."""
+    if not isinstance(weights, MultiheadWeights):
+        raise TypeError(f"weights must be a MultiheadWeights, got {type(weights).__name__}")
+    named = {f"weights.{name}": array for name, array in weights._asdict().items()}
+    biases = {name: named.pop(name) for name in list(named) if name.endswith("_bias")}
+    xp = check_floats({"x": x, **named}, {"context": context, **biases})
+    check_ndim("x", x, 2, "(..., Q, E)")
+    if context is not None:
+        check_ndim("context", context, 2, "(..., N, E_kv)")
+    source_name, source = ("x", x) if context is None else ("context", context)
+    heads = check_integer("heads", heads, least=1)
+    for name, matrix in named.items():
+        if matrix.ndim != 2 or 0 in matrix.shape:
+            raise ValueError(
+                f"{name} must be a matrix (out, in), not empty, got {tuple(matrix.shape)}"
+            )
+        bias = biases[f"{name}_bias"]
+        if bias is not None and tuple(bias.shape) != tuple(matrix.shape[:1]):
+            raise ValueError(
+                f"{name}_bias must have shape {tuple(matrix.shape[:1])}, got {tuple(bias.shape)}"
+            )
+    check_same("weights.query's last axis", weights.query.shape[1], "that of x", x.shape[-1])
+    for name in ("key", "value"):
+        got = getattr(weights, name).shape[1]
+        check_same(f"weights.{name}'s last axis", got, f"that of {source_name}", source.shape[-1])
+    width = _divided("weights.query", weights.query.shape[0], "heads", heads)
+    groups = _divided("weights.key", weights.key.shape[0], "the width of a head", width)
+    if heads % groups:
+        raise ValueError(
+            f"the key heads must divide the {heads} query heads, got {groups}: weights.key has "
+            f"{weights.key.shape[0]} rows, {width} a head"
+        )
+    value_width = _divided("weights.value", weights.value.shape[0], "the key heads", groups)
+    wanted = heads * value_width
+    check_same("weights.out's last axis", weights.out.shape[1], "heads times V", wanted)
+    x, context = plain(x), None if context is None else plain(context)
+    weights = MultiheadWeights(*(None if array is None else plain(array) for array in weights))
+    if rope is None:
+        for name, given in (("query_positions", query_positions), ("key_positions", key_positions)):
+            if given is not None:
+                raise ValueError(f"{name} must be None without rope, which they are for")
+        return Projections(x, weights, context, heads, groups, None, None)
+    check_rope(rope, width)
+
+    def rotation(name: str, positions: int | Array, of: Array) -> Rotation:
+        """The rotation of rows (..., Q), with axes for the groups and their heads."""
+        at = check_positions(name, positions, of, tuple(of.shape[:-1]))
+        return Rotation.at(at[..., None, None, :], rope, width, compute_dtype(xp, x))
+
+    if key_positions is None:
+        given = query_positions is not None and context is None
+        key_positions = query_positions if given else 0
+    if query_positions is None:
+        query_positions = 0 if query_offset is None else query_offset
+        first: Any = query_positions  # an array has one for each leading axis
+        if getattr(first, "shape", ()) != ():
+            count = xp.arange(x.shape[-2], dtype=first.dtype, device=device(x))
+            query_positions = first[..., None] + count
+    return Projections(
+        x,
+        weights,
+        context,
+        heads,
+        groups,
+        rotation("query_positions", query_positions, x),
+        rotation("key_positions", key_positions, source),
+    )
+
+
+def _divided(name: str, rows: int, what: str, by: int) -> int:
+    if rows % by:
+        raise ValueError(f"{name} must have a multiple of {what}, {by}, as rows, got {rows}")
+    return rows // by
