@@ -68,4 +68,4 @@ def selected_pairs(indices: np.ndarray, keys: int) -> np.ndarray:
 def restricted(problem: AttentionProblem, indices: np.ndarray) -> AttentionProblem:
     """The problem in which exactly the selected pairs may attend."""
     pairs = selected_pairs(indices, problem.keys)
-    return replace(problem, mask=pairs, is_causal=False, query_offset=None)
+    return replace(problem, mask=pairs, is_causal=False, query_offset=None, window=None)

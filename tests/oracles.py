@@ -115,6 +115,7 @@ def allowed_pairs(
     mask: Any = None,
     is_causal: bool = False,
     query_offset: Any = None,
+    window: Any = None,
 ) -> np.ndarray:
     """Which key each query may attend to, (..., Q, N), pair by pair."""
     offsets = np.broadcast_to(0 if query_offset is None else query_offset, lead)
@@ -125,6 +126,9 @@ def allowed_pairs(
         *where, i, j = place
         position = i + int(offsets[tuple(where)])
         fine = not is_causal or j <= position
+        left, right = window or (None, None)
+        fine = fine and (left is None or position - left <= j)
+        fine = fine and (right is None or j <= position + right)
         if callable(mask):
             fine = fine and bool(mask(np.asarray(position), np.asarray(j)))
         elif given is not None:

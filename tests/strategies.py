@@ -71,6 +71,7 @@ class AttentionProblem:
     mask: Any = None
     is_causal: bool = False
     query_offset: Any = None
+    window: Any = None
     scale: float | None = None
     chunk_size: int | None = None
 
@@ -102,6 +103,7 @@ class AttentionProblem:
             "mask": self.mask,
             "is_causal": self.is_causal,
             "query_offset": self.query_offset,
+            "window": self.window,
         }
 
     @property
@@ -198,13 +200,17 @@ def masked(draw: st.DrawFn, problem: AttentionProblem) -> AttentionProblem:
         fits = np.broadcast_shapes(shape, (*lead, queries, keys)) == (*lead, queries, keys)
         mask = draw(hnp.arrays(bool, shape if fits else (queries, keys)))
     is_causal = draw(st.booleans())
+    side = st.none() | st.integers(0, keys + 1)
+    window = draw(st.none() | st.tuples(side, side))
     query_offset: Any = None
-    if draw(st.booleans()) or (is_causal and queries != keys):
+    if draw(st.booleans()) or ((is_causal or window is not None) and queries != keys):
         query_offset = draw(st.integers(0, keys + 1))
         per_head = draw(st.booleans())
         if lead and per_head:
             query_offset = draw(hnp.arrays(np.int64, lead, elements=st.integers(0, keys + 1)))
-    return replace(problem, mask=mask, is_causal=is_causal, query_offset=query_offset)
+    return replace(
+        problem, mask=mask, is_causal=is_causal, query_offset=query_offset, window=window
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tests import calls
 from tests.backends import Backend
 from tests.oracles import assert_all_close, assert_close, assert_same_bits
 from tests.strategies import AttentionProblem, arrays_of, attention_QND, few_examples, masked, seeds
+from topk_np.masking import Mask
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")
 
@@ -41,7 +42,7 @@ def test_causal_and_boolean_masks_combine_to_the_mask_of_both(
     xp: Backend, attention: Attention, data: st.DataObject
 ) -> None:
     problem = data.draw(masked(data.draw(attention_QND(masks=False))))
-    alone = replace(problem, mask=problem.allowed, is_causal=False, query_offset=None)
+    alone = replace(problem, mask=problem.allowed, is_causal=False, query_offset=None, window=None)
     one, other = attention(problem, xp), attention(alone, xp)
     assert_close(one.out, other.out, size=problem.size)
     assert_all_close(one.grads, other.grads, size=problem.size)
@@ -235,3 +236,23 @@ def test_causal_attention_needs_the_offset_only_where_lengths_differ(xp: Backend
     assert_same_bits(xp.to_numpy(out), xp.to_numpy(same))
     first = topk_np.topk_attention(*inputs, k=3, is_causal=True, query_offset=np.int64(0))
     assert_same_bits(xp.to_numpy(out), xp.to_numpy(first))
+
+
+@each_attention
+def test_windows_far_from_all_keys_show_none_and_wide_ones_show_all(
+    xp: Backend, attention: Attention
+) -> None:
+    problem = ordinary()
+    for window, offset in (((0, None), 10**30), ((None, 0), -(10**30)), ((3, 3), 10**30)):
+        run = attention(replace(problem, window=window, query_offset=offset), xp)
+        assert (run.out == 0).all()
+        assert all((np.asarray(grad) == 0).all() for grad in run.grads[:3])
+    wide = attention(replace(problem, window=(10**30, 10**30), query_offset=0), xp)
+    assert_same_bits(wide.out, attention(problem, xp).out)
+
+
+def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
+    mask = Mask(None, left=2, right=1, offset=0)
+    assert mask.visible((), slice(4, 6), 100) == slice(2, 7)
+    assert mask.visible((), slice(0, 2), 100) == slice(0, 3)
+    assert mask.visible((), slice(200, 202), 100) == slice(100, 100)

@@ -59,6 +59,7 @@ def topk_attention(
     mask: Array | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
@@ -88,7 +89,10 @@ def topk_attention(
         Whether a query attends only to keys at or before its own position. Combines with `mask`.
     query_offset : int or int array, optional
         Position of the first query among the keys; an array has one for each of the leading axes.
-        Required with `is_causal` where Q and N differ; 0 where they are equal.
+        Required with `is_causal` or `window` where Q and N differ; 0 where they are equal.
+    window : (left, right), optional
+        The query at position i sees keys i - left to i + right only; None on a side is unbounded.
+        Keys that no query of a chunk sees cost nothing. Combines with `mask` and `is_causal`.
     scale : float, optional
         Factor of the scores, by default ``1 / sqrt(D)``.
     chunk_size : int, optional
@@ -108,10 +112,11 @@ def topk_attention(
     ------
     TypeError
         If an input is not a floating array, the inputs differ in library, device or dtype, `mask`
-        is not boolean, `k` is not an integer, or `workers` is a process pool.
+        is not boolean, `window` is not a pair of integers, `k` is not an integer, or
+        `workers` is a process pool.
     ValueError
-        If shapes do not fit, `k` or `chunk_size` is below 1, `query_offset` is missing, or
-        `memory_budget` is less than one query needs.
+        If shapes do not fit, `k` or `chunk_size` is below 1, `window` is negative,
+        `query_offset` is missing, or `memory_budget` is less than one query needs.
 
     See Also
     --------
@@ -133,7 +138,7 @@ def topk_attention(
     >>> topk_attention(5 * key[:1], key, np.arange(8.0).reshape(4, 2), k=1)
     array([[0., 1.]])
     """
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
+    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
     k = check_integer("k", k, least=1)
     chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
     return core.forward(problem, k, chunks, check_workers(workers))
@@ -149,6 +154,7 @@ def topk_attention_fwd(
     mask: Array | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
@@ -176,7 +182,7 @@ def topk_attention_fwd(
     >>> residuals.indices, residuals.scores
     (array([[0, 1]], dtype=int32), array([[2.5, 0. ]]))
     """
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
+    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
     k = check_integer("k", k, least=1)
     chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
     threads = check_workers(workers)

@@ -148,7 +148,12 @@ def _select(
     """Steps 1 and 2: kept scores, their indices, and linear factors if gated, all (G C, K)."""
     xp = problem.xp
     best = KBest(k)
-    for keys in list(slices(problem.seen(task), block)) or [slice(0, min(problem.keys, 1))]:
+    seen = problem.seen(task)
+    blocks = [
+        slice(seen.start + some.start, seen.start + some.stop)
+        for some in slices(seen.stop - seen.start, block)
+    ]
+    for keys in blocks or [slice(0, min(problem.keys, 1))]:
         ranks = problem.ranks(part, task, keys, scratch)
         if not problem.ranks_weights:
             best.add(ranks, keys.start)

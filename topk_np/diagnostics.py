@@ -79,7 +79,7 @@ def kept_mass(
 
     def work(task: Task) -> None:
         (head,), rows = task
-        scores = problem.scores(problem.part(task), task, slice(0, problem.seen(task)))
+        scores = problem.scores(problem.part(task), task, problem.seen(task))
         weights = softmax(scores)
         # softmax keeps the order of the scores, so the largest weights are those of the kept keys
         best = xp.flip(xp.sort(select(weights, max(ks)).values, axis=1), axis=1)

@@ -52,13 +52,16 @@ class DenseTerm:
     weights: Array
     allowed: Array
     rows: Array
+    start: int
+    """The row of the gradient that the first column of weights belongs to."""
 
     def add_to(self, total: Array, first: int) -> None:
         """See `Term`."""
-        seen = min(total.shape[0], self.weights.shape[1] - first)
-        for some in slices(seen, DENSE_BLOCK):
-            keys = slice(first + some.start, first + some.stop)
-            total[some, :] += masked_matmul(
+        low = max(first, self.start)
+        high = min(first + total.shape[0], self.start + self.weights.shape[1])
+        for some in slices(max(high - low, 0), DENSE_BLOCK):
+            keys = slice(low - self.start + some.start, low - self.start + some.stop)
+            total[low - first + some.start : low - first + some.stop, :] += masked_matmul(
                 self.weights[:, keys].T, self.allowed[:, keys].T, self.rows
             )
 

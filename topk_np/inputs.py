@@ -32,6 +32,7 @@ def attention_problem(
     is_causal: bool,
     query_offset: int | Array | None,
     scale: float | None,
+    window: tuple[int | None, int | None] | None = None,
 ) -> Problem:
     """The inputs and options of attention, checked."""
     xp = check_floats({"query": query, "key": key, "value": value})
@@ -57,7 +58,16 @@ def attention_problem(
         batch,
         ACTIVATIONS["softmax"],
         scale=1 / math.sqrt(max(width, 1)) if scale is None else check_number("scale", scale),
-        mask=make_mask(query, mask, is_causal, query_offset, batch, query.shape[-2], key.shape[-2]),
+        mask=make_mask(
+            query,
+            mask,
+            is_causal,
+            query_offset,
+            window,
+            batch,
+            query.shape[-2],
+            key.shape[-2],
+        ),
     )
 
 

@@ -27,15 +27,20 @@ class Mask:
 
     array: Array | None
     """Boolean, broadcastable to (..., Q, N); True where the query may attend."""
-    is_causal: bool
+    left: int | None
+    """How many positions before its own a query sees; None: all, as for the next."""
+    right: int | None
+    """How many positions after its own a query sees: 0 in causal attention."""
     offset: int | Array
     """The position of the first query: one for all, or an integer array over the leading axes."""
 
-    def visible(self, head: Head, rows: slice, keys: int) -> int:
-        """How many of the keys, from the first on, any of these queries may attend to at most."""
-        if not self.is_causal:
-            return keys
-        return max(0, min(keys, int(rows.stop) + self._offset(head)))
+    def visible(self, head: Head, rows: slice, keys: int) -> slice:
+        """The keys, of so many, outside of which none of these queries sees any."""
+        offset = self._offset(head)
+        start = 0 if self.left is None else rows.start + offset - self.left
+        stop = keys if self.right is None else rows.stop + offset + self.right
+        start = max(0, min(keys, start))
+        return slice(start, max(start, min(keys, stop)))
 
     def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
         """Scores (C, n), our own to change, with -inf where a query may not attend to a key."""
@@ -44,14 +49,20 @@ class Mask:
             allowed = allowed[rows if allowed.shape[0] > 1 else slice(None), :]
             allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
             scores = engine(xp).hide(scores, allowed)
-        if self.is_causal:
-            # Before -C no query sees anything, however far before.
-            first = max(rows.start + self._offset(head), -scores.shape[0])
-            if keys.stop - 1 > first:
-                where = {"dtype": xp.int64, "device": device(scores)}
-                query = xp.arange(first, first + scores.shape[0], **where)[:, None]
-                key = xp.arange(keys.start, keys.stop, **where)[None, :]
-                scores = engine(xp).hide(scores, key <= query)
+        position, count = rows.start + self._offset(head), scores.shape[0]
+        where = {"dtype": xp.int64, "device": device(scores)}
+        # The first query's outermost key, as near to these keys as changes nothing: positions may
+        # be too large for an array.
+        if self.right is not None and position + self.right < keys.stop - 1:
+            last = max(position + self.right, keys.start - count)
+            lasts = xp.arange(last, last + count, **where)[:, None]
+            key = xp.arange(keys.start, keys.stop, **where)[None, :]
+            scores = engine(xp).hide(scores, key <= lasts)
+        if self.left is not None and position + count - 1 - self.left > keys.start:
+            first = min(position - self.left, keys.stop)
+            firsts = xp.arange(first, first + count, **where)[:, None]
+            key = xp.arange(keys.start, keys.stop, **where)[None, :]
+            scores = engine(xp).hide(scores, key >= firsts)
         return scores
 
     def _offset(self, head: Head) -> int:
@@ -76,6 +87,7 @@ def make_mask(
     mask: Any,
     is_causal: Any,
     query_offset: Any,
+    window: Any,
     batch: Head,
     queries: int,
     keys: int,
@@ -84,16 +96,20 @@ def make_mask(
     if mask is not None:
         mask = _check_mask(query, mask, (*batch, queries, keys))
     is_causal = check_flag("is_causal", is_causal)
+    left, right = (None, None) if window is None else _check_window(window)
     if query_offset is not None:
         query_offset = _check_offset(query, query_offset, batch)
-    elif is_causal and queries != keys:
+    elif (is_causal or window is not None) and queries != keys:
         raise ValueError(
-            "query_offset, the position of the first query, is required with is_causal when the "
+            "query_offset, the position of the first query, is required with "
+            f"{'is_causal' if is_causal else 'window'} when the "
             f"numbers of queries and keys differ, got {queries} queries and {keys} keys"
         )
-    if mask is None and not is_causal:
+    if is_causal:
+        right = 0
+    if mask is None and left is None and right is None:
         return None
-    return Mask(mask, is_causal, 0 if query_offset is None else query_offset)
+    return Mask(mask, left, right, 0 if query_offset is None else query_offset)
 
 
 def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
@@ -108,6 +124,18 @@ def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
     if mask.ndim < 2:
         mask = xp.reshape(mask, (1,) * (2 - mask.ndim) + tuple(mask.shape))
     return mask
+
+
+def _check_window(window: Any) -> tuple[int | None, int | None]:
+    if not isinstance(window, (tuple, list)):
+        raise TypeError(f"window must be a pair (left, right), got {type(window).__name__}")
+    if len(window) != 2:
+        raise ValueError(f"window must be a pair (left, right), got {len(window)} entries")
+    left, right = (
+        None if length is None else check_integer(f"window's {side}", length, least=0)
+        for side, length in zip(("left", "right"), window, strict=True)
+    )
+    return left, right
 
 
 def _check_offset(query: Array, offset: Any, batch: Head) -> int | Array:

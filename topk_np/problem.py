@@ -157,11 +157,12 @@ class Problem:
         rows = [cast(self.xp, query[task.rows, :], self.dtype) for query in matrices.pop("query")]
         return Part(rows[0] if len(rows) == 1 else self.xp.concat(rows, axis=0), matrices)
 
-    def seen(self, task: Task) -> int:
-        """How many of the keys, from the first on, any query of the task may attend to at most."""
+    def seen(self, task: Task) -> slice:
+        """The keys outside of which no query of the task may attend to any."""
         if self.mask is None:
-            return self.keys
-        return max(self.mask.visible(head, task.rows, self.keys) for head in task.heads)
+            return slice(0, self.keys)
+        seen = [self.mask.visible(head, task.rows, self.keys) for head in task.heads]
+        return slice(min(keys.start for keys in seen), max(keys.stop for keys in seen))
 
     def ranks(self, part: Part, task: Task, keys: slice, scratch: Scratch | None = None) -> Array:
         """(G C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""

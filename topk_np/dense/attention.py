@@ -37,6 +37,7 @@ def dense_attention(
     mask: Array | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
@@ -62,7 +63,10 @@ def dense_attention(
     is_causal : bool, default False
         Whether a query attends only to keys at or before its own position.
     query_offset : int or int array, optional
-        Position of the first query; required with `is_causal` where Q and N differ.
+        Position of the first query; required with `is_causal` or `window` where Q and
+        N differ.
+    window : (left, right), optional
+        The query at position i sees keys i - left to i + right only; None on a side is unbounded.
     scale : float, optional
         Factor of the scores, by default ``1 / sqrt(D)``.
     chunk_size : int, optional
@@ -101,6 +105,7 @@ def dense_attention(
         mask=mask,
         is_causal=is_causal,
         query_offset=query_offset,
+        window=window,
         scale=scale,
         chunk_size=chunk_size,
         memory_budget=memory_budget,
@@ -118,6 +123,7 @@ def dense_attention_fwd(
     mask: Array | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
+    window: tuple[int | None, int | None] | None = None,
     scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
@@ -143,7 +149,7 @@ def dense_attention_fwd(
     >>> residuals.nbytes
     0
     """
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale)
+    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
     threads = check_workers(workers)
     chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
     out = core.forward(problem, chunk, threads)

@@ -19,6 +19,8 @@ from topk_np.problem import Problem, Task
 class _Chunk(NamedTuple):
     """The forward pass of a chunk up to its weights, for the keys that any of its queries sees."""
 
+    first: int
+    """The first of these keys."""
     query: Array
     """(C, D)"""
     key: Array
@@ -60,12 +62,13 @@ def backward(
 
     def terms_of(task: Task) -> list[Addend]:
         (head,), rows = task
-        query, key, value, gate, scores, allowed, activated, linear, weights = _weigh(problem, task)
+        made = _weigh(problem, task)
+        first, query, key, value, gate, scores, allowed, activated, linear, weights = made
         dpiece = cast(xp, dout[(*head, rows, slice(None))], problem.dtype)
 
         # piece = weights value + value_bias
         dweights = xp.where(allowed, dpiece @ value.T, 0.0)
-        terms: dict[str, Term] = {"value": DenseTerm(weights, allowed, dpiece)}
+        terms: dict[str, Term] = {"value": DenseTerm(weights, allowed, dpiece, first)}
         if problem.value_bias is not None:
             terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
         # weights = activation(scores) * linear
@@ -74,12 +77,12 @@ def backward(
         # scores, or the linear factor of a gated unit, = scale * query keyᵀ + key_bias
         dproduct = dscores if linear is None else xp.where(allowed, dweights * activated, 0.0)
         if problem.key_bias is not None:
-            terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], 0)
+            terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], first)
         dproduct = dproduct * problem.scale
-        terms["key"] = DenseTerm(dproduct, allowed, query)
+        terms["key"] = DenseTerm(dproduct, allowed, query, first)
         dquery = masked_matmul(dproduct, allowed, key)
         if gate is not None:
-            terms["gate"] = DenseTerm(dscores, allowed, query)
+            terms["gate"] = DenseTerm(dscores, allowed, query, first)
             dquery = dquery + masked_matmul(dscores, allowed, gate)
         terms["query"] = RowsTerm(dquery, rows.start)
         return [(name, head, term) for name, term in terms.items()]
@@ -91,7 +94,7 @@ def backward(
 def _weigh(problem: Problem, task: Task) -> _Chunk:
     """Everything of a chunk's forward pass that both passes need."""
     xp, part = problem.xp, problem.part(task)
-    keys = slice(0, problem.seen(task))
+    keys = problem.seen(task)
 
     def matrix(name: str) -> Array:
         return cast(xp, part.stacked(name)[keys, :], problem.dtype)
@@ -101,6 +104,7 @@ def _weigh(problem: Problem, task: Task) -> _Chunk:
     activated = problem.activation.value(scores)
     allowed = scores != -xp.inf
     return _Chunk(
+        keys.start,
         part.query,
         matrix("key"),
         matrix("value"),
