@@ -190,6 +190,13 @@ def attention_QND(
     return draw(masked(problem)) if masks else problem
 
 
+MASK_FUNCTIONS = (  # of query positions and key positions
+    lambda i, j: (i - j) % 3 != 1,
+    lambda i, j: j != 2,
+    lambda i, j: i >= 2,
+)
+
+
 @st.composite
 def masked(draw: st.DrawFn, problem: AttentionProblem) -> AttentionProblem:
     """The problem with or without a boolean mask, causal or not."""
@@ -199,11 +206,14 @@ def masked(draw: st.DrawFn, problem: AttentionProblem) -> AttentionProblem:
         shape = draw(hnp.broadcastable_shapes((*lead, queries, keys), max_dims=len(lead) + 2))
         fits = np.broadcast_shapes(shape, (*lead, queries, keys)) == (*lead, queries, keys)
         mask = draw(hnp.arrays(bool, shape if fits else (queries, keys)))
+    elif draw(st.booleans()):
+        mask = draw(st.sampled_from(MASK_FUNCTIONS))
     is_causal = draw(st.booleans())
     side = st.none() | st.integers(0, keys + 1)
     window = draw(st.none() | st.tuples(side, side))
     query_offset: Any = None
-    if draw(st.booleans()) or ((is_causal or window is not None) and queries != keys):
+    by_position = is_causal or window is not None or callable(mask)
+    if draw(st.booleans()) or (by_position and queries != keys):
         query_offset = draw(st.integers(0, keys + 1))
         per_head = draw(st.booleans())
         if lead and per_head:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import topk_np
 from tests import calls
-from tests.backends import Backend
+from tests.backends import Array, Backend
 from tests.oracles import assert_all_close, assert_close, assert_same_bits
 from tests.strategies import AttentionProblem, arrays_of, attention_QND, few_examples, masked, seeds
 from topk_np.masking import Mask
@@ -256,3 +256,17 @@ def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
     assert mask.visible((), slice(4, 6), 100) == slice(2, 7)
     assert mask.visible((), slice(0, 2), 100) == slice(0, 3)
     assert mask.visible((), slice(200, 202), 100) == slice(100, 100)
+
+
+@each_attention
+def test_each_chunk_asks_a_mask_function_for_its_own_pairs(
+    xp: Backend, attention: Attention
+) -> None:
+    asked = set()
+
+    def near(query: Array, key: Array) -> Array:
+        asked.add(tuple(xp.to_numpy(query).ravel().tolist()))
+        return (query - key) ** 2 <= 1
+
+    attention(replace(ordinary(), mask=near, query_offset=4), xp, workers=1)
+    assert asked == {(4, 5), (6, 7), (8,)}

@@ -10,6 +10,7 @@ from topk_np import core
 from topk_np._namespace import Array, check_integer
 from topk_np.chunking import Chunks, plan_chunks
 from topk_np.inputs import attention_problem, check_dout
+from topk_np.masking import MaskFunction
 from topk_np.problem import Problem
 from topk_np.workers import check_workers
 
@@ -56,7 +57,7 @@ def topk_attention(
     /,
     *,
     k: int,
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,
@@ -82,9 +83,11 @@ def topk_attention(
         What is averaged.
     k : int
         Keys to keep for each query, at least 1. Among equal scores the lower index is kept.
-    mask : bool array, optional
-        Broadcastable to (..., Q, N), True where a query may attend. A masked key is never kept
-        and contributes nothing, even if it is NaN. A query without any allowed key gives 0.
+    mask : bool array or function, optional
+        Broadcastable to (..., Q, N), True where a query may attend; or a function of query
+        positions (C, 1) and key positions (1, n), integer arrays, that returns such an array for
+        these pairs. A masked key is never kept and contributes nothing, even if it is NaN. A query
+        without any allowed key gives 0.
     is_causal : bool, default False
         Whether a query attends only to keys at or before its own position. Combines with `mask`.
     query_offset : int or int array, optional
@@ -151,7 +154,7 @@ def topk_attention_fwd(
     /,
     *,
     k: int,
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,

@@ -11,6 +11,7 @@ from topk_np.activations import softmax
 from topk_np.attention import TopKAttentionResiduals
 from topk_np.chunking import DEFAULT_MEMORY_BUDGET, plan_dense_chunk
 from topk_np.inputs import attention_problem
+from topk_np.masking import MaskFunction
 from topk_np.problem import Problem, Task
 from topk_np.selection import select
 from topk_np.workers import check_workers
@@ -22,7 +23,7 @@ def kept_mass(
     /,
     *,
     k: int | list[int] | tuple[int, ...],
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,
@@ -97,7 +98,7 @@ def error_bound(
     /,
     *,
     k: int,
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,
@@ -180,7 +181,7 @@ def keys_for_mass(
     /,
     *,
     mass: float,
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,

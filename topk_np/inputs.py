@@ -18,7 +18,7 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.activations import ACTIVATIONS
-from topk_np.masking import make_mask
+from topk_np.masking import MaskFunction, make_mask
 from topk_np.problem import Problem
 
 SELECTS = ("activation", "score")
@@ -28,7 +28,7 @@ def attention_problem(
     query: Array,
     key: Array,
     value: Array,
-    mask: Array | None,
+    mask: Array | MaskFunction | None,
     is_causal: bool,
     query_offset: int | Array | None,
     scale: float | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from array_api_compat import device
 from topk_np._namespace import (
     Array,
     Namespace,
+    array_namespace,
     check_device,
     check_flag,
     check_integer,
@@ -21,12 +23,18 @@ from topk_np.kernels import engine
 Head = tuple[int, ...]  # the place of one head among the leading axes
 
 
+MaskFunction = Callable[[Array, Array], Array]
+
+
 @dataclass(frozen=True)
 class Mask:
     """All that hides keys from queries, combined with *and*."""
 
-    array: Array | None
-    """Boolean, broadcastable to (..., Q, N); True where the query may attend."""
+    pairs: Array | MaskFunction | None
+    """
+    Boolean, broadcastable to (..., Q, N), True where the query may attend; or a function of
+    positions (C, 1) and (1, n) that gives as much for some of the pairs.
+    """
     left: int | None
     """How many positions before its own a query sees; None: all, as for the next."""
     right: int | None
@@ -44,8 +52,11 @@ class Mask:
 
     def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
         """Scores (C, n), our own to change, with -inf where a query may not attend to a key."""
-        if self.array is not None:
-            allowed = of_head(self.array, head)
+        if callable(self.pairs):
+            allowed = _ask(self.pairs, scores, rows.start + self._offset(head), keys)
+            scores = engine(xp).hide(scores, allowed)
+        elif self.pairs is not None:
+            allowed = of_head(self.pairs, head)
             allowed = allowed[rows if allowed.shape[0] > 1 else slice(None), :]
             allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
             scores = engine(xp).hide(scores, allowed)
@@ -71,6 +82,19 @@ class Mask:
         return int(self.offset[own_place(self.offset.shape, head)])
 
 
+def _ask(function: MaskFunction, scores: Array, first: int, keys: slice) -> Array:
+    """What a function says of the pairs of `scores` (C, n), queries from position `first` on."""
+    xp = array_namespace(scores)
+    where = {"dtype": xp.int64, "device": device(scores)}
+    query = xp.arange(first, first + scores.shape[0], **where)[:, None]
+    allowed = function(query, xp.arange(keys.start, keys.stop, **where)[None, :])
+    namespace_of({"query": scores, "what mask returns": allowed})
+    if dtype_name(allowed) != "bool":
+        raise TypeError(f"mask must return a boolean array, got dtype {allowed.dtype}")
+    _check_broadcasts("what mask returns", tuple(allowed.shape), tuple(scores.shape), "(C, n)")
+    return xp.broadcast_to(allowed, scores.shape)
+
+
 def of_head(array: Array, head: Head) -> Array:
     """The last two axes of `array` at one head; its leading axes broadcast to the heads'."""
     return array[(*own_place(array.shape[:-2], head), slice(None), slice(None))]
@@ -93,16 +117,16 @@ def make_mask(
     keys: int,
 ) -> Mask | None:
     """Check the mask options of an attention call; None if nothing is hidden."""
-    if mask is not None:
+    if mask is not None and not callable(mask):
         mask = _check_mask(query, mask, (*batch, queries, keys))
     is_causal = check_flag("is_causal", is_causal)
     left, right = (None, None) if window is None else _check_window(window)
     if query_offset is not None:
         query_offset = _check_offset(query, query_offset, batch)
-    elif (is_causal or window is not None) and queries != keys:
+    elif (is_causal or window is not None or callable(mask)) and queries != keys:
+        needs = "is_causal" if is_causal else "a mask function" if window is None else "window"
         raise ValueError(
-            "query_offset, the position of the first query, is required with "
-            f"{'is_causal' if is_causal else 'window'} when the "
+            f"query_offset, the position of the first query, is required with {needs} when the "
             f"numbers of queries and keys differ, got {queries} queries and {keys} keys"
         )
     if is_causal:

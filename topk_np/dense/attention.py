@@ -10,6 +10,7 @@ from topk_np.attention import AttentionGrads
 from topk_np.chunking import plan_dense_chunk
 from topk_np.dense import core
 from topk_np.inputs import attention_problem, check_dout
+from topk_np.masking import MaskFunction
 from topk_np.problem import Problem
 from topk_np.workers import check_workers
 
@@ -34,7 +35,7 @@ def dense_attention(
     value: Array,
     /,
     *,
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,
@@ -58,8 +59,9 @@ def dense_attention(
         Same library, device and dtype as `query`; leading axes broadcast.
     value : array (..., N, V)
         What is averaged.
-    mask : bool array, optional
-        Broadcastable to (..., Q, N), True where a query may attend.
+    mask : bool array or function, optional
+        Broadcastable to (..., Q, N), True where a query may attend; a function as in
+        `topk_attention`.
     is_causal : bool, default False
         Whether a query attends only to keys at or before its own position.
     query_offset : int or int array, optional
@@ -120,7 +122,7 @@ def dense_attention_fwd(
     value: Array,
     /,
     *,
-    mask: Array | None = None,
+    mask: Array | MaskFunction | None = None,
     is_causal: bool = False,
     query_offset: int | Array | None = None,
     window: tuple[int | None, int | None] | None = None,
