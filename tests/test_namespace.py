@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import array_api_strict
 import ml_dtypes
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 import topk_np
 from tests.backends import Backend, selected_backends
-from topk_np._namespace import array_namespace, cast, check_floats, compute_dtype, plain
+from topk_np._namespace import array_namespace, cast, check_floats, compute_dtype, nbytes, plain
 
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
@@ -104,3 +106,9 @@ def test_the_selected_backends_can_be_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TOPK_NP_BACKENDS", "torch")
     with pytest.raises(ValueError, match="torch"):
         selected_backends()
+
+
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16, "int32", "float32", "int64"])
+def test_nbytes_follows_the_dtype(dtype: Any) -> None:
+    array = np.zeros((3, 5), dtype)
+    assert nbytes(array) == array.nbytes

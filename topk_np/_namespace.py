@@ -203,8 +203,8 @@ def cast(xp: Namespace, array: Array, dtype: Any) -> Array:
 
 
 def nbytes(array: Array) -> int:
-    """Bytes of the elements of an array of 32- or 64-bit numbers."""
-    return int(math.prod(array.shape)) * (8 if dtype_name(array).endswith("64") else 4)
+    """Bytes of the elements of an array of 16-, 32- or 64-bit numbers."""
+    return int(math.prod(array.shape)) * int(dtype_name(array)[-2:]) // 8
 
 
 def plain(array: Array) -> Array:

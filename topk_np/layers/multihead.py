@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from topk_np._namespace import Array, array_namespace, cast, dtype_name
+from topk_np._namespace import Array, array_namespace, cast, nbytes
 from topk_np.attention import (
     TopKAttentionResiduals,
     topk_attention,
@@ -48,11 +47,7 @@ class MultiheadResiduals:
         kept = [*self.attention.problem.inputs.values(), self.attended]
         for rotation in (inputs.query_rotation, inputs.key_rotation):
             kept += [] if rotation is None else [rotation.cosine, rotation.sine]
-        sizes = (math.prod(array.shape) * _ITEMSIZES[dtype_name(array)] for array in kept)
-        return int(self.attention.nbytes + sum(sizes))
-
-
-_ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+        return self.attention.nbytes + sum(nbytes(array) for array in kept)
 
 
 def multihead_attention(
