@@ -45,10 +45,11 @@ PUBLIC = sorted(
     ]
 )
 HEAVY = ("scipy", "matplotlib", "cupy", "tokenizers", "gguf", "tqdm")
+NEED_MORE = ("torch_peers", "kernels.cupy", "kernels.cupy_atomic")  # PyTorch or CuPy
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(topk_np.__path__, "topk_np.")
-    if not module.name.endswith(("__main__", "torch_peers"))  # the latter needs PyTorch
+    if not module.name.endswith(("__main__", *NEED_MORE))
 )
 
 

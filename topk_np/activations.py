@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from topk_np._namespace import Array, Namespace, array_namespace, is_cupy, is_numpy
+from topk_np.kernels import engine
 
 
 class Activation(NamedTuple):
@@ -26,19 +27,12 @@ class Activation(NamedTuple):
 
 def softmax(scores: Array) -> Array:
     """Row-wise softmax; a row without allowed scores is all 0."""
-    xp = array_namespace(scores)
-    if scores.shape[1] == 0:
-        return scores
-    largest = xp.max(scores, axis=1, keepdims=True)
-    weights = xp.exp(scores - xp.where(largest == -xp.inf, 0.0, largest))
-    total = xp.sum(weights, axis=1, keepdims=True)
-    return weights / xp.where(total == 0, 1.0, total)
+    return engine(array_namespace(scores)).softmax(scores)
 
 
 def softmax_vjp(scores: Array, weights: Array, dweights: Array) -> Array:
     """``weights * (dweights - sum(weights * dweights))``, row by row."""
-    xp = array_namespace(scores)
-    return weights * (dweights - xp.sum(weights * dweights, axis=1, keepdims=True))
+    return engine(array_namespace(scores)).softmax_vjp(weights, dweights)
 
 
 def _relu(xp: Namespace, s: Array) -> Array:

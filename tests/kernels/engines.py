@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -33,6 +34,10 @@ def engines() -> list[Any]:
     for backend in selected_backends():
         if backend.name == "numpy":
             found.append(pytest.param(Engine(topk_np.kernels.numpy, backend), id="numpy"))
+        if backend.name == "cupy":
+            for name in ("cupy", "cupy_atomic"):
+                module = importlib.import_module(f"topk_np.kernels.{name}")
+                found.append(pytest.param(Engine(module, backend), id=name))
         name = f"portable-{backend.name}"
         found.append(pytest.param(Engine(topk_np.kernels.portable, backend), id=name))
     return found

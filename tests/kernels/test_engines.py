@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tests.backends import Backend
 from tests.kernels.engines import Engine, each_engine
 from tests.oracles import select_by_sorting
 from tests.strategies import scores_CN
+from topk_np._namespace import array_namespace
 from topk_np.kernels import Selection, engine
 
 PRIMITIVES = (
@@ -28,6 +31,8 @@ PRIMITIVES = (
     "gather_matmul",
     "sampled_matmul",
     "scatter_matmul",
+    "softmax",
+    "softmax_vjp",
 )
 
 
@@ -152,26 +157,46 @@ def test_select_ranks_nan_above_inf_and_earlier_nan_first(engine: Engine) -> Non
     assert engine.call("select", scores, 4).indices.tolist() == [[0, 1, 3, 4]]
 
 
+def functions(module: str) -> dict[str, list[str]]:
+    """The public functions of an engine and their parameters, read without importing it."""
+    source = files("topk_np.kernels").joinpath(f"{module}.py").read_text()
+    return {
+        node.name: [parameter.arg for parameter in node.args.args]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+
+
 def test_engines_have_the_same_functions_with_the_same_parameters() -> None:
+    expected = functions("portable")
+    assert sorted(expected) == sorted(PRIMITIVES)
     for name in PRIMITIVES:
-        signatures = {
-            tuple(inspect.signature(getattr(module, name)).parameters)
-            for module in (topk_np.kernels.numpy, topk_np.kernels.portable)
-        }
-        assert len(signatures) == 1, name
+        signature = inspect.signature(getattr(topk_np.kernels.numpy, name))
+        assert list(signature.parameters) == expected[name]
+    expected["scatter_matmul_atomic"] = expected["scatter_matmul"]
+    assert functions("cupy") == expected
 
 
-def test_numpy_arrays_get_the_numpy_engine_and_others_the_portable_one(xp: Backend) -> None:
-    expected = topk_np.kernels.numpy if xp.name == "numpy" else topk_np.kernels.portable
-    assert engine(xp.xp) is expected
+def test_each_library_gets_its_own_engine_and_others_the_portable_one(xp: Backend) -> None:
+    expected = {"numpy": "numpy", "cupy": "cupy"}.get(xp.name, "portable")
+    assert engine(array_namespace(xp.asarray(np.ones(1)))).__name__ == f"topk_np.kernels.{expected}"
 
 
-def test_the_portable_engine_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_portable_engine_can_be_forced(xp: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPK_NP_KERNELS", "portable")
-    assert engine(np) is topk_np.kernels.portable
+    assert engine(array_namespace(xp.asarray(np.ones(1)))) is topk_np.kernels.portable
+
+
+def test_atomic_sums_are_an_option_for_cupy_alone(
+    xp: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    namespace = array_namespace(xp.asarray(np.ones(1)))
+    own = engine(namespace).__name__
+    monkeypatch.setenv("TOPK_NP_KERNELS", "atomic")
+    assert engine(namespace).__name__ == own + ("_atomic" if xp.name == "cupy" else "")
 
 
 def test_an_unknown_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPK_NP_KERNELS", "fastest")
-    with pytest.raises(ValueError, match="TOPK_NP_KERNELS must be empty or 'portable', got 'fast"):
+    with pytest.raises(ValueError, match="'portable' or 'atomic', got 'fastest'"):
         engine(np)

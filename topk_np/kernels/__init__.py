@@ -7,8 +7,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from topk_np._namespace import Array, Namespace, is_numpy
+from topk_np._namespace import Array, Namespace, is_cupy, is_numpy
 
+CHOICES = ("", "portable", "atomic")  # of TOPK_NP_KERNELS
 GATHERED_BYTES = 2**18  # gathered rows that a product holds at once
 
 
@@ -29,11 +30,21 @@ class Selection(NamedTuple):
 
 
 def engine(xp: Namespace) -> Any:
-    """The engine for the arrays of `xp`; ``TOPK_NP_KERNELS=portable`` forces the portable one."""
-    forced = os.environ.get("TOPK_NP_KERNELS", "")
-    if forced not in ("", "portable"):
-        raise ValueError(f"TOPK_NP_KERNELS must be empty or 'portable', got {forced!r}")
-    return _module("numpy" if is_numpy(xp) and not forced else "portable")
+    """
+    The engine for the arrays of `xp`.
+
+    The environment variable ``TOPK_NP_KERNELS`` chooses another: ``portable`` on any library, and
+    ``atomic`` on CuPy, which adds gradients up without sorting, rounded differently every time.
+    """
+    chosen = os.environ.get("TOPK_NP_KERNELS", "")
+    if chosen not in CHOICES:
+        raise ValueError(f"TOPK_NP_KERNELS must be empty, 'portable' or 'atomic', got {chosen!r}")
+    if chosen != "portable":
+        if is_numpy(xp):
+            return _module("numpy")
+        if is_cupy(xp):
+            return _module("cupy_atomic" if chosen == "atomic" else "cupy")
+    return _module("portable")
 
 
 @cache

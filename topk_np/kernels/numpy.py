@@ -15,6 +15,8 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels import GATHERED_BYTES, Selection
+from topk_np.kernels.portable import softmax as softmax
+from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker

@@ -98,6 +98,23 @@ def scatter_matmul(
     return out + masked_matmul(dense.T, hit.T, rows)
 
 
+def softmax(scores: Array) -> Array:
+    """Row-wise softmax; a row without allowed scores is all 0."""
+    xp = array_namespace(scores)
+    if scores.shape[1] == 0:
+        return scores
+    largest = xp.max(scores, axis=1, keepdims=True)
+    weights = xp.exp(scores - xp.where(largest == -xp.inf, 0.0, largest))
+    total = xp.sum(weights, axis=1, keepdims=True)
+    return weights / xp.where(total == 0, 1.0, total)
+
+
+def softmax_vjp(weights: Array, dweights: Array) -> Array:
+    """``weights * (dweights - sum(weights * dweights))``, row by row."""
+    xp = array_namespace(weights)
+    return weights * (dweights - xp.sum(weights * dweights, axis=1, keepdims=True))
+
+
 def _used(indices: Array, counts: Array) -> Array:
     xp = array_namespace(indices)
     slots = xp.arange(indices.shape[1], dtype=xp.int32, device=device(indices))

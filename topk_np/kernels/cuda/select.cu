@@ -1,0 +1,163 @@
+// select: the k largest of each row, lower index first among equals, NaN above all, -inf never.
+//
+// One block a row. The k-th largest is found digit by digit, eight bits at a time from the top (radix
+// select): count the digits of what agrees with the digits known so far, and see in which digit the k-th
+// falls. What ranks above it is taken, and of what equals it as many as are missing, from the left.
+//
+// Scores are handled as their bits: nothing is computed with, so nothing is rounded or flushed to zero.
+
+constexpr int DIGIT_BITS = 8;
+constexpr int DIGITS = 1 << DIGIT_BITS;
+constexpr int NO_DIGIT = -1;
+
+// An unsigned integer that orders as the score does. It is never 0.
+template <typename T>
+__device__ typename Format<T>::Bits rank_of(typename Format<T>::Bits bits) {
+  using Bits = typename Format<T>::Bits;
+  constexpr Bits SIGN = (Bits)((Bits)1 << (8 * sizeof(Bits) - 1));
+  const Bits size = bits & (Bits)~SIGN;
+  if (size > Format<T>::INF) return (Bits) ~(Bits)0;  // NaN
+  if (size == 0) return SIGN;                         // both zeros
+  return bits & SIGN ? (Bits)~bits : (Bits)(bits | SIGN);
+}
+
+// What is taken of a row: all that ranks above `rank`, and the first `ties` that rank the same.
+template <typename Bits>
+struct Cut {
+  Bits rank;
+  int ties;
+};
+
+// The digit in which the k-th largest falls.
+struct Pick {
+  int digit;   // NO_DIGIT if there are fewer than k
+  int needed;  // how many entries with this digit are to be taken
+  bool whole;  // whether that is all of them
+};
+
+// By one warp: the digit of the `needed`-th largest entry, from how often each digit occurs.
+__device__ void pick_digit(const int* histogram, int needed, Pick* picked) {
+  constexpr int OWN = DIGITS / WARP;
+  const int lane = lane_of_thread(), top = DIGITS - 1 - OWN * lane;
+  int own = 0;
+  for (int i = 0; i < OWN; i++) own += histogram[top - i];
+  int through = own;  // entries with a digit of this lane's or larger
+  for (int step = 1; step < WARP; step *= 2) {
+    const int others = __shfl_up_sync(ALL_LANES, through, step);
+    if (lane >= step) through += others;
+  }
+  if (lane == WARP - 1 && through < needed) *picked = {NO_DIGIT, 0, false};
+  int above = through - own;
+  if (above >= needed || needed > through) return;
+  for (int i = 0; i < OWN; i++) {
+    const int count = histogram[top - i];
+    if (needed <= above + count) {
+      *picked = {top - i, needed - above, needed - above == count};
+      return;
+    }
+    above += count;
+  }
+}
+
+// Where the k best of a row end, among what ranks above `bar`.
+template <typename T, typename Bits = typename Format<T>::Bits>
+__device__ Cut<Bits> find_cut(const Bits* scores, i64 columns, Bits bar, int k) {
+  __shared__ int histogram[DIGITS];
+  __shared__ Pick picked;
+  const int lane = lane_of_thread();
+  Bits known = 0, prefix = 0;  // which bits of the k-th largest are known, and what they are
+  int needed = k;
+  for (int shift = 8 * (int)sizeof(Bits) - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
+    for (int digit = threadIdx.x; digit < DIGITS; digit += blockDim.x) histogram[digit] = 0;
+    __syncthreads();
+    for (i64 start = warp_of_thread() * WARP; start < columns; start += blockDim.x) {
+      const i64 column = start + lane;
+      const Bits rank = column < columns ? rank_of<T>(scores[column]) : 0;
+      int digit = NO_DIGIT;
+      if (rank > bar && (rank & known) == prefix) digit = (rank >> shift) & (DIGITS - 1);
+      // Scores share few exponents: lanes with the same digit add to its count together.
+      const unsigned peers = __match_any_sync(ALL_LANES, digit);
+      if (digit != NO_DIGIT && lane == __ffs(peers) - 1)
+        atomicAdd(&histogram[digit], __popc(peers));
+    }
+    __syncthreads();
+    if (warp_of_thread() == 0) pick_digit(histogram, needed, &picked);
+    __syncthreads();
+    const Pick pick = picked;
+    if (pick.digit == NO_DIGIT) return {bar, 0};
+    known |= (Bits)((Bits)(DIGITS - 1) << shift);
+    prefix |= (Bits)((Bits)pick.digit << shift);
+    needed = pick.needed;
+    if (pick.whole) return {prefix > bar ? (Bits)(prefix - 1) : bar, 0};
+  }
+  return {prefix, needed};
+}
+
+// Take what the cut says, in ascending order; returns how many that are.
+template <typename T, typename Bits = typename Format<T>::Bits>
+__device__ int take(const Bits* scores, i64 columns, Cut<Bits> cut, Bits* values, int* indices) {
+  __shared__ int above_of[MOST_WARPS], tied_of[MOST_WARPS];
+  const int lane = lane_of_thread(), warp = warp_of_thread(), warps = warps_of_block();
+  // Each warp has a stretch of the row: it counts what it will take, then takes it.
+  const i64 stretch = ((columns + warps - 1) / warps + WARP - 1) / WARP * WARP;
+  const i64 begin = min(columns, warp * stretch), end = min(columns, begin + stretch);
+  int above = 0, tied = 0;
+  for (i64 start = begin; start < end; start += WARP) {
+    const i64 column = start + lane;
+    const Bits rank = column < end ? rank_of<T>(scores[column]) : 0;
+    above += __popc(__ballot_sync(ALL_LANES, rank > cut.rank));
+    tied += __popc(__ballot_sync(ALL_LANES, rank == cut.rank));
+  }
+  if (lane == 0) {
+    above_of[warp] = above;
+    tied_of[warp] = tied;
+  }
+  __syncthreads();
+  int all_above = 0, all_tied = 0;
+  for (int other = 0; other < warps; other++) {
+    if (other == warp) {
+      above = all_above;
+      tied = all_tied;
+    }
+    all_above += above_of[other];
+    all_tied += tied_of[other];
+  }
+  const unsigned before = (1u << lane) - 1;
+  for (i64 start = begin; start < end; start += WARP) {
+    const i64 column = start + lane;
+    const Bits bits = column < end ? scores[column] : 0;
+    const Bits rank = column < end ? rank_of<T>(bits) : 0;
+    const unsigned are_above = __ballot_sync(ALL_LANES, rank > cut.rank);
+    const unsigned are_tied = __ballot_sync(ALL_LANES, rank == cut.rank);
+    const int tied_before = tied + __popc(are_tied & before);
+    if (rank > cut.rank || (rank == cut.rank && tied_before < cut.ties)) {
+      const int slot = above + __popc(are_above & before) + min(tied_before, cut.ties);
+      values[slot] = bits;
+      indices[slot] = (int)column;
+    }
+    above += __popc(are_above);
+    tied += __popc(are_tied);
+  }
+  return all_above + min(all_tied, cut.ties);
+}
+
+// scores (rows, columns), floors (rows) or null: what does not exceed its floor is not taken either.
+template <typename T, typename Bits = typename Format<T>::Bits>
+__global__ void __launch_bounds__(MOST_WARPS* WARP, 1)
+    select(const Bits* __restrict__ scores, const Bits* __restrict__ floors, i64 rows, i64 columns,
+           i64 k, Bits* __restrict__ values, int* __restrict__ indices, int* __restrict__ counts) {
+  constexpr Bits MINUS_INF = (Bits)(Format<T>::INF | (Bits)1 << (8 * sizeof(Bits) - 1));
+  for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
+    const Bits floor = floors ? floors[row] : MINUS_INF;
+    const Bits bar = max(rank_of<T>(floor), rank_of<T>(MINUS_INF));
+    const Bits* own = scores + row * columns;
+    const Cut<Bits> cut = find_cut<T>(own, columns, bar, (int)k);
+    const int count = take<T>(own, columns, cut, values + row * k, indices + row * k);
+    for (i64 slot = count + (i64)threadIdx.x; slot < k; slot += blockDim.x) {
+      values[row * k + slot] = MINUS_INF;
+      indices[row * k + slot] = -1;
+    }
+    if (threadIdx.x == 0) counts[row] = count;
+    __syncthreads();  // the next row uses the same shared memory
+  }
+}
