@@ -93,7 +93,8 @@ __device__ Cut<Bits> find_cut(const Bits* scores, i64 columns, Bits bar, int k) 
   return {prefix, needed};
 }
 
-// Take what the cut says, in ascending order; returns how many that are.
+// Take what the cut says, in ascending order; returns how many that are. Its shared memory is free for the
+// next row once all threads have come to the barriers of `find_cut`.
 template <typename T, typename Bits = typename Format<T>::Bits>
 __device__ int take(const Bits* scores, i64 columns, Cut<Bits> cut, Bits* values, int* indices) {
   __shared__ int above_of[MOST_WARPS], tied_of[MOST_WARPS];
@@ -158,6 +159,5 @@ __global__ void __launch_bounds__(MOST_WARPS* WARP, 1)
       indices[row * k + slot] = -1;
     }
     if (threadIdx.x == 0) counts[row] = count;
-    __syncthreads();  // the next row uses the same shared memory
   }
 }
