@@ -16,7 +16,7 @@ installed  = $(1:%=.venv/.installed-%)
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12      the Python that .venv is made with (3.11 or newer)'
 	@echo '  ARGS="--k 8 16 32"     further options for demo, test and bench'
@@ -51,6 +51,10 @@ format: $(call installed,lint) ## Mend what can be mended of style and formattin
 .PHONY: types
 types: $(call installed,lint test) ## Check the types of the package and its tests
 	$(BIN)/mypy
+
+.PHONY: check-cuda
+check-cuda: $(call installed,nvrtc) ## Compile the CUDA kernels with NVIDIA's compiler, which needs no GPU
+	$(BIN)/python -m tests.kernels.check_cuda
 
 .PHONY: clean
 clean: ## Remove .venv and everything that was made from the sources
