@@ -15,6 +15,7 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels import GATHERED_BYTES, Selection
+from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax as softmax
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 
