@@ -25,7 +25,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None, /) -> int:
     """
-    Run a command and return the exit code: 0, 2 for an error of use, 130 when interrupted.
+    Run a command and return the exit code.
+
+    0, 1 if the self-test finds a fault, 2 for an error of use, 130 when interrupted.
 
     Parameters
     ----------
@@ -33,9 +35,9 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
         By default those of the process.
     """
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = options.run
+    command: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        command(options)
+        return command(options) or 0
     except KeyboardInterrupt:
         return 130
     except CommandError as error:
@@ -48,7 +50,6 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
             options.name,
             f"the package {error.name} is missing: pip install 'topk_np[{extra}]'",
         )
-    return 0
 
 
 def _fail(name: str, message: str) -> int:
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         demo.add_argument(name, type=Path, default=default, metavar="FILE", help=text)
     demo.set_defaults(run=_demo, name="demo")
     _add_bench(commands)
+    _add_selftest(commands)
     return parser
 
 
@@ -125,6 +127,32 @@ def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
     ):
         bench.add_argument(name, type=Path, default=folder, metavar="FOLDER", help=text)
     bench.set_defaults(run=_bench, name="bench")
+
+
+def _add_selftest(commands: argparse._SubParsersAction[_Parser]) -> None:
+    selftest = commands.add_parser(
+        "selftest",
+        help="check this machine's GPU, or NumPy, against NumPy in double precision",
+        description="Solve drawn problems on a device, compare with NumPy in double precision, "
+        "time the kernels, and say whether all is well. Exit code 1 if it is not.",
+    )
+    selftest.add_argument(
+        "--backend", choices=("cupy", "numpy"), default="cupy", help="what to check (cupy)"
+    )
+    selftest.add_argument("--cases", type=_at_least(1), default=30, help="of each check (30)")
+    for name, default, text in (
+        ("--seed", 0, "what the cases are drawn from (0)"),
+        ("--repeats", 5, "rounds to be timed (5); 0 times nothing"),
+    ):
+        selftest.add_argument(name, type=_at_least(0), default=default, help=text)
+    selftest.add_argument(
+        "--out",
+        type=Path,
+        default=Path("topk_np_selftest.json"),
+        metavar="FILE",
+        help="where to save what was found (topk_np_selftest.json)",
+    )
+    selftest.set_defaults(run=_selftest, name="selftest")
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -181,3 +209,19 @@ def _bench(options: argparse.Namespace) -> None:
         )
     except bench.BenchError as error:
         raise CommandError(str(error)) from error
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    from topk_np import selftest
+
+    try:
+        passed = selftest.run(
+            backend=options.backend,
+            cases=options.cases,
+            seed=options.seed,
+            repeats=options.repeats,
+            out=options.out,
+        )
+    except selftest.DeviceError as error:
+        raise CommandError(str(error)) from error
+    return 0 if passed else 1

@@ -1,0 +1,209 @@
+"""The self-test: what it finds right, what it finds wrong, and what it says without a GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import topk_np
+from tests.backends import selected_backends
+from topk_np import activations, core
+from topk_np.cli import main
+from topk_np.kernels import numpy as kernels
+from topk_np.selftest.checks import CHECKS, run_check
+from topk_np.selftest.device import BACKENDS, find_device
+
+NUMPY = find_device("numpy")
+
+
+def selftest(out: Path, *arguments: str) -> int:
+    return main(["selftest", "--out", str(out), *arguments])
+
+
+@pytest.mark.parametrize(
+    "backend", [xp.name for xp in selected_backends() if xp.name in BACKENDS] or ["numpy"]
+)
+def test_every_check_passes(backend: str) -> None:
+    device = find_device(backend)
+    for name in CHECKS:
+        assert run_check(name, device, cases=6, seed=1).wrong == (), name
+
+
+def test_it_reports_on_numpy_and_saves_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found.json"
+    assert selftest(out, "--backend", "numpy", "--cases", "1", "--repeats", "1") == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1].startswith(f"PASSED: {len(CHECKS)} checks, {len(CHECKS)} cases")
+    assert f"topk np {topk_np.__version__}" in shown.splitlines()[0]
+    found = json.loads(out.read_text())
+    assert found["passed"] is True
+    assert [check["name"] for check in found["checks"]] == list(CHECKS)
+    assert found["timings"][0]["seconds"].keys() == {"topk_np", "argpartition", "argsort"}
+    assert found["device"]["numpy"] == np.__version__
+
+
+Faulty = Callable[[pytest.MonkeyPatch], None]
+
+
+def last_among_equals(patch: pytest.MonkeyPatch) -> None:
+    right = kernels.select
+
+    def select(scores: Any, k: int) -> Any:
+        values, indices, counts = right(scores[:, ::-1], k)
+        return values[:, ::-1], scores.shape[1] - 1 - indices[:, ::-1], counts
+
+    patch.setattr(kernels, "select", select)
+
+
+def scatter_without_the_last_slot(patch: pytest.MonkeyPatch) -> None:
+    right = kernels.scatter_matmul
+
+    def scatter_matmul(weights: Any, *more: Any) -> Any:
+        weights = weights.copy()
+        weights[:, -1:] = 0
+        return right(weights, *more)
+
+    patch.setattr(kernels, "scatter_matmul", scatter_matmul)
+
+
+def nan_times_zero(patch: pytest.MonkeyPatch) -> None:
+    def gather_matmul(weights: Any, indices: Any, counts: Any, values: Any) -> Any:
+        dense = np.zeros((len(weights), len(values)), weights.dtype)
+        np.put_along_axis(dense, np.maximum(indices, 0), weights, axis=1)
+        return dense @ values
+
+    patch.setattr(core, "gather_matmul", gather_matmul)
+
+
+def silu_of_another_slope(patch: pytest.MonkeyPatch) -> None:
+    table = activations.ACTIVATIONS
+    right = table["silu"]
+
+    def value(scores: Any) -> Any:
+        return right.value(scores) * (1.01 if scores.dtype == np.float32 else 1)
+
+    patch.setitem(table, "silu", right._replace(value=value))
+
+
+@pytest.mark.parametrize(
+    ("plant", "caught_by"),
+    [
+        (last_among_equals, {"ranking", "ties"}),
+        (scatter_without_the_last_slot, {"covering", "restricted"}),
+        (nan_times_zero, {"poison"}),
+        (silu_of_another_slope, {"feed_forward"}),
+    ],
+)
+def test_a_planted_fault_is_found(
+    monkeypatch: pytest.MonkeyPatch, plant: Faulty, caught_by: set[str]
+) -> None:
+    plant(monkeypatch)
+    findings = [run_check(name, NUMPY, cases=9, seed=0) for name in CHECKS]
+    assert caught_by <= {finding.name for finding in findings if finding.wrong}
+
+
+def test_a_fault_is_shown_and_gives_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(case: Any) -> None:
+        """Nothing works."""
+        raise ZeroDivisionError("of\n1")
+
+    monkeypatch.setitem(CHECKS, "ranking", broken)
+    out = tmp_path / "found.json"
+    arguments = ("--backend", "numpy", "--cases", "5", "--repeats", "0")
+    assert selftest(out, *arguments) == 1
+    shown = capsys.readouterr().out
+    assert "case 0 (float16): ZeroDivisionError: of 1\n" in shown
+    assert "and 2 more" in shown
+    assert shown.splitlines()[-1] == "FAILED: ranking."
+    assert json.loads(out.read_text())["passed"] is False
+
+
+def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error of use."""
+    assert selftest(tmp_path / "found.json") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    return shown.err.rstrip("\n")
+
+
+class RuntimeFailure(RuntimeError):
+    """As CuPy raises where there is no driver."""
+
+
+def cupy_without_a_driver(problem: Exception | None) -> ModuleType:
+    def count() -> int:
+        if problem is None:
+            return 0
+        raise problem
+
+    cupy = ModuleType("cupy")
+    cupy.__version__ = "14.2.0"  # type: ignore[attr-defined]
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=RuntimeFailure)
+    cupy.cuda = SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
+    return cupy
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (None, "CuPy 14.2.0 finds no GPU"),
+        (
+            RuntimeFailure("cudaErrorInsufficientDriver:\nno driver"),
+            "CuPy 14.2.0 finds no GPU: cudaErrorInsufficientDriver: no driver",
+        ),
+    ],
+)
+def test_without_a_gpu_there_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    problem: Exception | None,
+    line: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", cupy_without_a_driver(problem))
+    assert fails(tmp_path, capsys) == f"topk_np selftest: error: {line}"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ModuleNotFoundError("No module named 'cupy'", name="cupy"), "the package cupy is missing"),
+        (
+            ModuleNotFoundError("No module named 'fastrlock'", name="fastrlock"),
+            "CuPy cannot be imported: No module named 'fastrlock'",
+        ),
+        (ImportError("libcuda.so.1:\nnot found"), "CuPy cannot be imported: libcuda.so.1: not"),
+    ],
+)
+def test_without_cupy_there_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: ImportError,
+    line: str,
+) -> None:
+    def import_module(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr("topk_np.selftest.device.importlib.import_module", import_module)
+    assert line in fails(tmp_path, capsys)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "missing" / "found.json"
+    assert selftest(out, "--backend", "numpy", "--cases", "1", "--repeats", "0") == 2
+    assert f"error: --out {out}: No such file" in capsys.readouterr().err
