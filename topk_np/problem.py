@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from array_api_compat import device
@@ -210,10 +211,11 @@ class Problem:
         """(G C, n): each head's ``query matrixᵀ``, in the thread's scratch where there is one."""
         matrices = [cast(self.xp, matrix[keys, :], self.dtype) for matrix in part.matrices[name]]
         shape = part.query.shape[0], matrices[0].shape[0]
-        if scratch is None or not is_numpy(self.xp):
-            products = self.xp.empty(shape, dtype=self.dtype, device=device(self.query))
+        empty = partial(self.xp.empty, device=device(self.query))
+        if scratch is None:
+            products = empty(shape, dtype=self.dtype)
         else:
-            products = scratch.matrix(name, *shape, self.dtype)
+            products = scratch.matrix(name, *shape, self.dtype, empty)
         rows, kernels = task.per_head(part.query), engine(self.xp)
         return _each_head(task, products, lambda i, own: kernels.matmul(rows[i], matrices[i], own))
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from topk_np._namespace import Array, check_integer
+from topk_np._namespace import Array, array_namespace, check_integer
 
 MOST_TASKS = 8  # run at once; the memory budget is shared by as many
 
@@ -52,12 +52,23 @@ class Scratch(threading.local):
     def __init__(self) -> None:
         self._buffers: dict[str, Array] = {}
 
-    def matrix(self, name: str, rows: int, columns: int, dtype: Any) -> Array:
-        """A NumPy array (rows, columns) with arbitrary contents, the thread's own by this name."""
+    def matrix(
+        self,
+        name: str,
+        rows: int,
+        columns: int,
+        dtype: Any,
+        empty: Callable[..., Array] = np.empty,
+    ) -> Array:
+        """
+        An array (rows, columns) with arbitrary contents, the thread's own by this name.
+
+        It is made by `empty`, of a library and device that are the same at every call.
+        """
         buffer = self._buffers.get(name)
         if buffer is None or buffer.size < rows * columns or buffer.dtype != dtype:
-            buffer = self._buffers[name] = np.empty(rows * columns, dtype)
-        return buffer[: rows * columns].reshape(rows, columns)
+            buffer = self._buffers[name] = empty((rows * columns,), dtype=dtype)
+        return array_namespace(buffer).reshape(buffer[: rows * columns], (rows, columns))
 
 
 class Crew:
