@@ -6,11 +6,7 @@ PROFILE ?= $(or $(TOPK_NP_PROFILE),$(if $(CI),ci,dev))
 # Further options for the command that `make demo`, `make test` or `make bench` runs.
 ARGS    ?=
 
-# This release has a small build for CPUs alone.
-TORCH   ?= torch==2.13.0
-
 BIN       := .venv/bin
-PEERS     := .venv-peers/bin
 installed  = $(1:%=.venv/.installed-%)
 
 .DEFAULT_GOAL := help
@@ -24,6 +20,7 @@ help: ## List the targets
 	@echo
 	@echo '  PYTHON=python3.12      the Python that .venv is made with (3.11 or newer)'
 	@echo '  ARGS="--k 8 16 32"     further options for demo, test and bench'
+	@echo '  CUPY_CPU_WHEEL=FILE    a wheel of the CPU build of CuPy, where there is one already'
 	@echo '  PROFILE=thorough       how hard the property tests try: dev, ci or thorough'
 
 .PHONY: demo
@@ -41,13 +38,30 @@ test: $(call installed,test) ## Run the tests, with branch coverage
 	$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal \
 	  --cov --hypothesis-profile=$(PROFILE) $(ARGS)
 
-# PyTorch and JAX are large, so they get an environment of their own. A test of theirs is skipped
-# where they are missing; here that is an error.
-.PHONY: peers
-peers: .venv-peers/.installed ## Run the tests on arrays of PyTorch and JAX
-	$(PEERS)/python -c 'import jax, torch'
-	TOPK_NP_BACKENDS=torch,jax $(PEERS)/python -m pytest -n auto --maxprocesses=8 \
-	  --hypothesis-profile=$(PROFILE) $(ARGS) tests/interop
+# CuPy's CPU build (tests/cupy_cpu): its wheel is built where there is none, and kept for all
+# checkouts; the environment is one of its own, as it must never meet the real CuPy.
+CUPY_CPU_WHEEL  ?= $(HOME)/.cache/topk_np/cupy-14.2.0+cpu-cp311-cp311-linux_x86_64.whl
+CUPY_CPU_PYTHON ?= python3.11
+CUPY_CPU_TEST    = TOPK_NP_BACKENDS=cupy .venv-cupy-cpu/bin/python -m pytest -q -k cupy \
+  -n auto --maxprocesses=8 --hypothesis-profile=cupy $(ARGS)
+
+.PHONY: test-cupy-cpu
+test-cupy-cpu: .venv-cupy-cpu/.installed ## Run the tests on CuPy without a GPU, in three thread orders
+	TOPK_NP_THREAD_ORDER=0 $(CUPY_CPU_TEST)
+	TOPK_NP_THREAD_ORDER=1 $(CUPY_CPU_TEST)
+	TOPK_NP_THREAD_ORDER=2 $(CUPY_CPU_TEST)
+	CUPY_CPU_GUARD=1 $(CUPY_CPU_TEST)
+
+.venv-cupy-cpu/.installed: pyproject.toml | $(CUPY_CPU_WHEEL)
+	@echo 'Installing topk_np[test] and the CPU build of CuPy into .venv-cupy-cpu'
+	@$(CUPY_CPU_PYTHON) -m venv .venv-cupy-cpu
+	@.venv-cupy-cpu/bin/python -m pip install --quiet --disable-pip-version-check \
+	  '$(CUPY_CPU_WHEEL)' --editable '.[test]'
+	@touch $@
+
+$(CUPY_CPU_WHEEL):
+	@echo 'Building the CPU build of CuPy, once: about five minutes'
+	@PYTHON=$(CUPY_CPU_PYTHON) bash tests/cupy_cpu/build.sh $(@D)
 
 .PHONY: lint
 lint: $(call installed,lint) ## Check style and formatting
@@ -69,8 +83,8 @@ check-cuda: $(call installed,nvrtc) ## Compile the CUDA kernels with NVIDIA's co
 	$(BIN)/python -m tests.kernels.check_cuda
 
 .PHONY: clean
-clean: ## Remove the environments and everything that was made from the sources
-	rm -rf .venv .venv-peers build dist htmlcov .coverage .coverage.*
+clean: ## Remove .venv and everything that was made from the sources
+	rm -rf .venv .venv-cupy-cpu build dist htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -79,18 +93,12 @@ clean: ## Remove the environments and everything that was made from the sources
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-.venv-peers/.installed: pyproject.toml | $(PEERS)/pip
-	@echo 'Installing topk_np[test,jax,torch] into .venv-peers'
-	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check \
-	  --editable '.[test,jax,torch]' '$(TORCH)'
-	@touch $@
-
 # pip is what venv writes last: where it is missing, the environment is not whole.
-%/bin/pip:
+$(BIN)/pip:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo 'error: no $(PYTHON) found; name a Python >= 3.11 with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: topk_np needs Python >= 3.11, but $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
 	    'name another with make PYTHON=...' >&2; exit 1; }
-	@echo "Making $* with $$($(PYTHON) -V)"
-	@$(PYTHON) -m venv $*
+	@echo "Making .venv with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv .venv

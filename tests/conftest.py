@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -47,6 +48,10 @@ settings.register_profile(
     deadline=timedelta(minutes=1),
     suppress_health_check=_QUIET,
 )
+# For CuPy's CPU build, whose kernels take a while.
+settings.register_profile(
+    "cupy", max_examples=10, deadline=None, derandomize=True, suppress_health_check=_QUIET
+)
 settings.load_profile(os.environ.get("TOPK_NP_PROFILE", "dev"))
 
 
@@ -55,6 +60,17 @@ def xp(request: pytest.FixtureRequest) -> Backend:
     """Each array library in turn."""
     backend: Backend = request.param
     return backend
+
+
+@pytest.fixture(scope="session", autouse=True)
+def thread_order() -> Iterator[None]:
+    """Take CUDA threads in the order TOPK_NP_THREAD_ORDER, where CuPy is its CPU build."""
+    order = os.environ.get("TOPK_NP_THREAD_ORDER")
+    if order is None:
+        yield
+        return
+    with importlib.import_module("cupy_cpu").thread_order(int(order)):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ PRIMITIVES = (
     "gather_matmul",
     "sampled_matmul",
     "scatter_matmul",
-    "masked_matmul",
     "softmax",
     "softmax_vjp",
 )

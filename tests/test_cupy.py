@@ -1,0 +1,191 @@
+"""What only CuPy can show: kernel launches, device memory, copies to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+import topk_np
+from topk_np import chunking
+from topk_np.selftest.device import find_device
+
+cupy = pytest.importorskip("cupy", reason="CuPy is not installed: see tests/cupy_cpu")
+if not cupy.is_available():
+    pytest.skip("CuPy finds no GPU: see tests/cupy_cpu", allow_module_level=True)
+
+Result = TypeVar("Result")
+KIB = 2**10
+
+
+def normal(*shape: int, seed: int = 0) -> Any:
+    return cupy.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+class Held(cupy.cuda.MemoryHook):  # type: ignore[misc, name-defined]
+    """Bytes that a memory pool has handed out, and the most there were."""
+
+    name = "held"
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def malloc_postprocess(self, **what: Any) -> None:
+        self.sizes[what["pmem_id"]] = what["size"]
+        self.peak = max(self.peak, sum(self.sizes.values()))
+
+    def free_postprocess(self, **what: Any) -> None:
+        self.sizes.pop(what["pmem_id"], None)  # what was there before is none of ours
+
+
+def measured(function: Callable[[], Result]) -> tuple[Result, int]:
+    """What a function returns, and the bytes that CuPy held at most for it meanwhile."""
+    function()  # compiles kernels
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), Held() as held:
+        return function(), held.peak
+
+
+def launches(function: Callable[[], Any]) -> int:
+    """Kernels that a function launches, once those it needs are compiled."""
+    build = pytest.importorskip("cupy_cpu", reason="only CuPy's CPU build counts launches")
+    function()
+    before = build.launches()
+    function()
+    return int(build.launches() - before)
+
+
+QUERIES, KEYS, CHUNK = 64, 256, 8
+ATTENTION: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": True, "query_offset": KEYS - QUERIES},
+    "masked": {"mask": normal(QUERIES, KEYS) > 0},
+    "window": {"window": (40, 5), "query_offset": 100},
+}
+FFN: dict[str, dict[str, Any]] = {
+    "relu": {"activation": "relu"},
+    "by activation": {"activation": "gelu", "select": "activation"},
+    "gated": {
+        "activation": "silu",
+        "gate": normal(KEYS, 16),
+        "key_bias": normal(KEYS),
+        "value_bias": normal(12),
+        "select": "activation",
+    },
+}
+
+
+def attention(options: dict[str, Any], **more: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A forward pass, and the backward pass of its result."""
+    query, key, value = normal(QUERIES, 16), normal(KEYS, 16), normal(KEYS, 12)
+
+    def fwd() -> Any:
+        return topk_np.topk_attention_fwd(query, key, value, k=7, **{**options, **more})
+
+    out, residuals = fwd()
+    return fwd, lambda: topk_np.topk_attention_bwd(residuals, out)
+
+
+def ffn(options: dict[str, Any], **more: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The same of a feed-forward layer."""
+    x, keys, values = normal(QUERIES, 16), normal(KEYS, 16), normal(KEYS, 12)
+
+    def fwd() -> Any:
+        return topk_np.topk_ffn_fwd(x, keys, values, k=7, **{**options, **more})
+
+    out, residuals = fwd()
+    return fwd, lambda: topk_np.topk_ffn_bwd(residuals, out)
+
+
+CASES = [
+    *(pytest.param(attention, ATTENTION[name], id=name) for name in ATTENTION),
+    *(pytest.param(ffn, FFN[name], id=name) for name in FFN),
+]
+# The most kernels that a chunk may take, forward and backward.
+MOST = {
+    "plain": (10, 13),
+    "causal": (14, 13),
+    "masked": (11, 13),
+    "window": (18, 13),
+    "relu": (13, 22),
+    "by activation": (30, 32),
+    "gated": (35, 48),
+}
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_chunk_takes_few_kernels_however_large_it_is(name: str) -> None:
+    call, options = (attention, ATTENTION[name]) if name in ATTENTION else (ffn, FFN[name])
+    chunks = QUERIES // CHUNK
+    for passed, most in zip(range(2), MOST[name], strict=True):
+        one = launches(call(options)[passed])
+        assert one <= most, ("forward", "backward")[passed]
+        assert launches(call(options, chunk_size=CHUNK)[passed]) == chunks * one
+
+
+def test_a_block_of_keys_takes_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, _ = attention({}, chunk_size=QUERIES)
+    one = launches(forward)
+    monkeypatch.setattr(chunking, "BLOCK_SCORES", QUERIES * KEYS // 8)
+    monkeypatch.setattr(chunking, "LONG", 1)
+    forward, _ = attention({}, chunk_size=QUERIES)
+    assert launches(forward) <= one + 7 * 24
+
+
+@pytest.mark.parametrize(("call", "options"), CASES)
+def test_nothing_is_copied_to_the_host(call: Any, options: dict[str, Any]) -> None:
+    device = find_device("cupy")
+    forward, backward = call(options)
+    with device.stay():
+        forward()
+        backward()
+        with pytest.raises(RuntimeError, match="synchronization"):
+            bool(normal(1)[0] > 0)  # this is how a copy would show
+
+
+LENGTH = 1024  # of queries and keys: a byte for each pair is 1 MiB
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"is_causal": True}, {"window": (100, 9)}, {"mask": normal(LENGTH, LENGTH) > 0}],
+    ids=["plain", "causal", "window", "masked"],
+)
+@pytest.mark.parametrize("budget", [512 * KIB, 4096 * KIB], ids=["tight", "ample"])
+def test_device_memory_stays_within_the_budget(options: dict[str, Any], budget: int) -> None:
+    query, key, value, dout = (normal(LENGTH, 16, seed=i) for i in range(4))
+    (out, residuals), peak = measured(
+        lambda: topk_np.topk_attention_fwd(query, key, value, k=8, memory_budget=budget, **options)
+    )
+    results = out.nbytes + residuals.nbytes
+    assert results <= peak <= 1.15 * results + budget
+    grads, peak = measured(lambda: topk_np.topk_attention_bwd(residuals, dout))
+    results = sum(grad.nbytes for grad in grads if grad is not None)
+    assert results <= peak <= 1.15 * results + budget
+
+
+@pytest.mark.parametrize("keys", [LENGTH, 8 * LENGTH])
+def test_nothing_of_the_size_of_a_chunk_is_made_beside_its_scores(keys: int) -> None:
+    query, key, value = normal(256, 16), normal(keys, 16), normal(keys, 16)
+    (out, residuals), peak = measured(
+        lambda: topk_np.topk_attention_fwd(query, key, value, k=8, memory_budget=4096 * KIB)
+    )
+    chunks = residuals.chunks
+    scores = 4 * chunks.queries * chunks.keys
+    assert peak - out.nbytes - residuals.nbytes < 1.5 * scores
+
+
+def test_numpy_and_cupy_are_not_mixed() -> None:
+    here = np.ones((4, 4), np.float32)
+    there = cupy.asarray(here)
+    with pytest.raises(TypeError, match=r"key must come from .* query, cupy, got numpy"):
+        topk_np.topk_attention(there, here, there, k=1)
+    with pytest.raises(TypeError, match=r"mask must come from .* query, numpy, got cupy"):
+        topk_np.topk_attention(here, here, here, k=1, mask=there > 0)
+    with pytest.raises(TypeError, match=r"gate must come from .* x, cupy, got numpy"):
+        topk_np.topk_ffn(there, there, there, k=1, gate=here)
+    _, residuals = topk_np.topk_attention_fwd(there, there, there, k=1)
+    with pytest.raises(TypeError, match=r"dout must come from .* the output, cupy, got numpy"):
+        topk_np.topk_attention_bwd(residuals, here)

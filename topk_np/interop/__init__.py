@@ -1,1 +1,0 @@
-"""Our functions inside other frameworks, differentiable there: a module for each framework."""
