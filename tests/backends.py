@@ -16,6 +16,8 @@ from typing import Any
 import array_api_strict
 import numpy as np
 
+from topk_np._gpu import why_no_gpu
+
 Array = Any
 
 
@@ -89,11 +91,8 @@ def _cupy() -> Backend:
 def _cupy_usable() -> bool:
     if importlib.util.find_spec("cupy") is None:
         return False
-    cupy = importlib.import_module("cupy")
-    try:
-        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
-    except cupy.cuda.runtime.CUDARuntimeError:
-        return False
+    importlib.import_module("cupy")
+    return why_no_gpu() is None
 
 
 def selected_backends() -> list[Backend]:

@@ -12,6 +12,8 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from topk_np._gpu import why_no_gpu
+
 Array = Any  # an array of any library that follows the array API
 Namespace = Any  # that library's functions
 
@@ -79,6 +81,8 @@ def _namespace_of_one(name: str, array: Array) -> Namespace:
                 "whose mask or operators would be ignored"
             )
         return np
+    if array_api_compat.is_cupy_array(array) and (problem := why_no_gpu()):
+        raise RuntimeError(f"{name} is a CuPy array, but {problem}")
     try:
         if isinstance(array, np.generic):
             raise TypeError  # array-api-compat takes NumPy's scalars for arrays; we do not

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from topk_np import __version__
+from topk_np._gpu import why_no_gpu
 from topk_np._namespace import Array, array_namespace
 
 BACKENDS = ("cupy", "numpy")
@@ -71,15 +72,11 @@ def _cupy() -> Device:
                 "'topk_np[cupy12]' for CUDA 12"
             ) from error
         cause = error.__cause__ or error  # CuPy wraps it in a page of advice
-        raise DeviceError(f"CuPy cannot be imported: {_line(cause)}") from error
-    runtime = cupy.cuda.runtime
-    try:
-        count = runtime.getDeviceCount()
-    except runtime.CUDARuntimeError as error:
-        raise DeviceError(f"CuPy {cupy.__version__} finds no GPU: {_line(error)}") from error
-    if count == 0:
-        raise DeviceError(f"CuPy {cupy.__version__} finds no GPU")
+        raise DeviceError(f"CuPy cannot be imported: {' '.join(str(cause).split())}") from error
+    if problem := why_no_gpu():
+        raise DeviceError(problem)
     on_cpu = cupy.__version__.endswith("+cpu")
+    runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(cupy.cuda.Device().id)
     return Device(
         "CuPy",
@@ -117,8 +114,3 @@ def _versions(xp: Any) -> dict[str, str]:
         "numpy": np.__version__,
         xp.__name__: xp.__version__,
     }
-
-
-def _line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())
