@@ -6,7 +6,11 @@ PROFILE ?= $(or $(TOPK_NP_PROFILE),$(if $(CI),ci,dev))
 # Further options for the command that `make demo`, `make test` or `make bench` runs.
 ARGS    ?=
 
+# This release has a small build for CPUs alone.
+TORCH   ?= torch==2.13.0
+
 BIN       := .venv/bin
+PEERS     := .venv-peers/bin
 installed  = $(1:%=.venv/.installed-%)
 
 .DEFAULT_GOAL := help
@@ -63,6 +67,14 @@ $(CUPY_CPU_WHEEL):
 	@echo 'Building the CPU build of CuPy, once: about five minutes'
 	@PYTHON=$(CUPY_CPU_PYTHON) bash tests/cupy_cpu/build.sh $(@D)
 
+# PyTorch and JAX are large, so they get an environment of their own. A test of theirs is skipped
+# where they are missing; here that is an error.
+.PHONY: peers
+peers: .venv-peers/.installed ## Run the tests on arrays of PyTorch and JAX
+	$(PEERS)/python -c 'import jax, torch'
+	TOPK_NP_BACKENDS=torch,jax $(PEERS)/python -m pytest -n auto --maxprocesses=8 \
+	  --hypothesis-profile=$(PROFILE) $(ARGS) tests/interop
+
 .PHONY: lint
 lint: $(call installed,lint) ## Check style and formatting
 	$(BIN)/ruff check .
@@ -83,8 +95,8 @@ check-cuda: $(call installed,nvrtc) ## Compile the CUDA kernels with NVIDIA's co
 	$(BIN)/python -m tests.kernels.check_cuda
 
 .PHONY: clean
-clean: ## Remove .venv and everything that was made from the sources
-	rm -rf .venv .venv-cupy-cpu build dist htmlcov .coverage .coverage.*
+clean: ## Remove the environments and everything that was made from the sources
+	rm -rf .venv .venv-cupy-cpu .venv-peers build dist htmlcov .coverage .coverage.*
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -93,12 +105,18 @@ clean: ## Remove .venv and everything that was made from the sources
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
+.venv-peers/.installed: pyproject.toml | $(PEERS)/pip
+	@echo 'Installing topk_np[test,jax,torch] into .venv-peers'
+	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[test,jax,torch]' '$(TORCH)'
+	@touch $@
+
 # pip is what venv writes last: where it is missing, the environment is not whole.
-$(BIN)/pip:
+%/bin/pip:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo 'error: no $(PYTHON) found; name a Python >= 3.11 with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: topk_np needs Python >= 3.11, but $(PYTHON) is $$($(PYTHON) -V 2>&1);" \
 	    'name another with make PYTHON=...' >&2; exit 1; }
-	@echo "Making .venv with $$($(PYTHON) -V)"
-	@$(PYTHON) -m venv .venv
+	@echo "Making $* with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $*

@@ -88,6 +88,31 @@ def _cupy() -> Backend:
     )
 
 
+def _torch() -> Backend:
+    torch = importlib.import_module("torch")
+    return Backend(
+        "torch",
+        torch,
+        torch.device("cpu"),
+        ("float16", "float32", "float64"),
+        lambda array: torch.tensor(np.array(array)),  # of a copy: tensors cannot be read-only
+        lambda tensor: tensor.numpy(),
+    )
+
+
+def _jax() -> Backend:
+    jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", True)
+    return Backend(
+        "jax",
+        jax.numpy,
+        jax.devices("cpu")[0],
+        ("float16", "float32", "float64"),
+        jax.numpy.asarray,
+        np.asarray,
+    )
+
+
 def _cupy_usable() -> bool:
     if importlib.util.find_spec("cupy") is None:
         return False
@@ -95,15 +120,26 @@ def _cupy_usable() -> bool:
     return why_no_gpu() is None
 
 
+_MAKERS = {"numpy": lambda: NUMPY, "strict": _strict, "cupy": _cupy, "torch": _torch, "jax": _jax}
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name, whose library has to be installed."""
+    return _MAKERS[name]()
+
+
 def selected_backends() -> list[Backend]:
-    """The backends named by TOPK_NP_BACKENDS, or every one that is usable here."""
-    makers = {"numpy": lambda: NUMPY, "strict": _strict, "cupy": _cupy}
+    """
+    The backends named by TOPK_NP_BACKENDS.
+
+    Without it NumPy, the strict library, and CuPy where it is usable; never the large frameworks.
+    """
     chosen = os.environ.get("TOPK_NP_BACKENDS")
     if chosen is None:
         names = ["numpy", "strict", *(["cupy"] if _cupy_usable() else [])]
     else:
         names = [name.strip() for name in chosen.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(makers))
+    unknown = sorted(set(names) - set(_MAKERS))
     if unknown:
-        raise ValueError(f"TOPK_NP_BACKENDS names {unknown}; allowed: {sorted(makers)}")
-    return [makers[name]() for name in names]
+        raise ValueError(f"TOPK_NP_BACKENDS names {unknown}; allowed: {sorted(_MAKERS)}")
+    return [backend(name) for name in names]

@@ -44,8 +44,14 @@ PUBLIC = sorted(
         "vjp",
     ]
 )
-HEAVY = ("scipy", "matplotlib", "cupy", "tokenizers", "gguf", "tqdm")
-NEED_MORE = ("torch_peers", "kernels.cupy", "kernels.cupy_atomic")  # PyTorch or CuPy
+HEAVY = ("scipy", "matplotlib", "cupy", "jax", "tokenizers", "torch", "gguf", "tqdm")
+NEED_MORE = (  # PyTorch, JAX or CuPy
+    "torch_peers",
+    "interop.jax",
+    "interop.torch",
+    "kernels.cupy",
+    "kernels.cupy_atomic",
+)
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(topk_np.__path__, "topk_np.")

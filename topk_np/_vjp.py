@@ -43,12 +43,17 @@ def vjp(
     >>> pullback(np.ones(2)).x
     array([1., 0.])
     """
-    for name, function in (("fwd", fwd), ("bwd", bwd)):
-        if not callable(function):
-            raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+    check_pair(fwd, bwd)
 
     def forward_with_pullback(*args: Any, **options: Any) -> tuple[Array, Callable[[Array], Grads]]:
         out, residuals = fwd(*args, **options)
         return out, lambda dout: bwd(residuals, dout)
 
     return forward_with_pullback
+
+
+def check_pair(fwd: object, bwd: object) -> None:
+    """Check that a forward and a backward function can be called."""
+    for name, function in (("fwd", fwd), ("bwd", bwd)):
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, got {type(function).__name__}")

@@ -234,6 +234,24 @@ def take_slots(program: Program, rng: Rng, launch: Launch, size: int = 4) -> Non
     np.testing.assert_array_equal(out, np.where(used, taken, 0))
 
 
+def masked_matmul(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
+    """Summed anew over allowed pairs where values are not finite; else left as it is."""
+    rows, columns, width = map(int, rng.integers(1, 20, 3))
+    allowed = rng.random((rows, columns)) < 0.5
+    weights = np.where(allowed, draw_whole(rng, (rows, columns)), 0).astype(dtype)
+    values = draw_whole(rng, (columns, width), dtype)
+    finite = np.asarray([rng.random() < 0.3])
+    values[rng.integers(columns)] = rng.choice([np.nan, np.inf])
+    start = draw_whole(rng, (rows, width), dtype)
+    with np.errstate(invalid="ignore"):  # 0 times inf
+        pairs = np.where(allowed[..., None], weights[..., None] * values, 0)
+    operands = [laid_out(rng, matrix) for matrix in (weights, allowed, values)]
+    kernel = cuda.instance("masked_matmul", dtype)
+    given = (finite, *operands[0], *operands[1], *operands[2], rows, columns, width)
+    *_, out = launch.start(program, kernel, *given, start)
+    np.testing.assert_array_equal(out, start if finite else pairs.sum(axis=1))
+
+
 def draw_rows(rng: Rng, launch: Launch, dtype: str) -> np.ndarray:
     """Scores with -inf here and there, in some of all rows alone, and large ones, infinite, NaN."""
     shape = int(rng.integers(1, 5)), int(rng.integers(1, launch.longest))

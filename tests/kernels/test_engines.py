@@ -31,6 +31,7 @@ PRIMITIVES = (
     "gather_matmul",
     "sampled_matmul",
     "scatter_matmul",
+    "masked_matmul",
     "softmax",
     "softmax_vjp",
 )

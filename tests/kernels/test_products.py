@@ -204,6 +204,35 @@ def test_what_is_not_finite_reaches_the_rows_that_use_it_and_no_others(
 
 
 @each_engine
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
+@pytest.mark.parametrize("poison", [0.0, math.nan, math.inf])
+def test_masked_matmul_is_the_product_over_allowed_pairs_alone(
+    engine: Engine, layout: Any, poison: float
+) -> None:
+    rng = np.random.default_rng(0)
+    allowed = rng.random((5, 7)) < 0.5
+    allowed[0], allowed[1] = True, False
+    weights = np.where(allowed, rng.standard_normal((5, 7)), 0.0)
+    values = rng.standard_normal((7, 3))
+    values[2, 1] = values[6, 0] = poison
+    expected = np.zeros((5, 3))
+    for i, j in zip(*np.nonzero(allowed), strict=True):
+        expected[i] += weights[i, j] * values[j]
+    given = layout(weights), layout(allowed), layout(values)
+    assert_close(engine.call("masked_matmul", *given), expected, size=10)
+
+
+@each_engine
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2), (3, 2, 0)])
+def test_masked_matmul_of_nothing_is_zero(engine: Engine, shape: tuple[int, int, int]) -> None:
+    rows, columns, width = shape
+    given = np.ones((rows, columns)), np.ones((rows, columns), bool), np.ones((columns, width))
+    np.testing.assert_array_equal(
+        engine.call("masked_matmul", *given), np.full((rows, width), float(columns))
+    )
+
+
+@each_engine
 def test_a_used_slot_of_weight_zero_is_multiplied(engine: Engine) -> None:
     indices, counts = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
     zero, values = np.zeros((1, 1)), np.asarray([[math.nan]])

@@ -8,6 +8,7 @@ are compiled when the first is needed, once for each kind of device, and CuPy ke
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import cupy
@@ -122,6 +123,22 @@ def _scatter(
     given = (weights, indices, *order, rows, indices.size, k, width, first, size)
     threads = indices.size * width if not order else out.size
     _launch(cuda.instance(name, dtype_name(weights)), threads, *given, out, *_strides(out))
+    return out
+
+
+def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:
+    """
+    ``weights @ values`` over the allowed pairs alone; `weights` is 0 at the others.
+
+    The kernel that sums pair by pair is always started, but does nothing where all values are
+    finite: only the device knows.
+    """
+    out = cupy.matmul(weights, values)
+    finite = cupy.isfinite(cupy.sum(values))
+    operands = [(matrix, *_strides(matrix)) for matrix in (weights, allowed, values)]
+    kernel = cuda.instance("masked_matmul", dtype_name(weights))
+    given = (finite, *chain(*operands), *weights.shape, values.shape[1])
+    _launch(kernel, out.size, *given, out)
     return out
 
 

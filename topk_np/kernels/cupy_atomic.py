@@ -8,6 +8,7 @@ varies from run to run.
 from topk_np.kernels.cupy import (
     gather_matmul,
     hide,
+    masked_matmul,
     matmul,
     sampled_matmul,
     select,
@@ -21,6 +22,7 @@ from topk_np.kernels.cupy import scatter_matmul_atomic as scatter_matmul
 __all__ = [
     "gather_matmul",
     "hide",
+    "masked_matmul",
     "matmul",
     "sampled_matmul",
     "scatter_matmul",

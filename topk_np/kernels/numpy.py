@@ -15,6 +15,7 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels import GATHERED_BYTES, Selection
+from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax as softmax
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 
@@ -97,8 +98,12 @@ def _below_kth(scores: Array, k: int) -> Array:
     """(C,): the value just below the k-th largest of each row."""
     kth = scores.shape[1] - k
     largest = np.partition(scores, kth, axis=1)[:, kth]  # sorts NaN above +inf, as we do
+    below = np.nextafter(largest, -np.inf)
+    # What is just below 0 is 0 as well where the processor takes subnormal numbers for 0: it is a
+    # setting of the thread, which others may have made (XLA makes it where it calls back).
+    below[(below == 0) & (largest == 0)] = -np.finfo(scores.dtype).tiny
     # Just below NaN is +inf: what is not less than or equal to +inf is NaN.
-    return np.where(np.isnan(largest), np.inf, np.nextafter(largest, -np.inf)).astype(scores.dtype)
+    return np.where(np.isnan(largest), np.inf, below).astype(scores.dtype)
 
 
 _NO_HIT = np.uint64(0x0101010101010101)  # eight times True

@@ -10,7 +10,6 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace
 from topk_np.kernels import Selection
-from topk_np.kernels.masked import masked_matmul
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -96,6 +95,26 @@ def scatter_matmul(
         hit = hit | here
         dense = xp.where(here, weights[:, slot, None], dense)
     return out + masked_matmul(dense.T, hit.T, rows)
+
+
+def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:
+    """
+    ``weights @ values`` over the allowed pairs alone.
+
+    `weights` is 0 where `allowed` is False, so this is the plain product, but for rows of values
+    with a NaN or inf: these are multiplied one by one, where that is allowed.
+    """
+    xp = array_namespace(weights)
+    if bool(xp.isfinite(xp.sum(values))):  # then all are, and nothing of their size was made
+        return weights @ values
+    whole = xp.all(xp.isfinite(values), axis=1)
+    out = xp.where(whole[None, :], weights, 0.0) @ xp.where(whole[:, None], values, 0.0)
+    for row in range(values.shape[0]):
+        if not bool(whole[row]):
+            out = out + xp.where(
+                allowed[:, row, None], weights[:, row, None] * values[None, row, :], 0.0
+            )
+    return out
 
 
 def softmax(scores: Array) -> Array:

@@ -42,7 +42,13 @@ def instance_for_bits(kernel: str, size: int) -> str:
 def instances() -> tuple[str, ...]:
     """The C++ names of all kernels that are ever launched."""
     products = ("gather_matmul", "sampled_matmul")
-    one_format = ("scatter_matmul", "scatter_matmul_atomic", "softmax", "softmax_vjp")
+    one_format = (
+        "masked_matmul",
+        "scatter_matmul",
+        "scatter_matmul_atomic",
+        "softmax",
+        "softmax_vjp",
+    )
     operands = [(dtype, dtype) for dtype in COMPUTED]
     operands += [("float32", dtype) for dtype in STORED if dtype not in COMPUTED]
     return (

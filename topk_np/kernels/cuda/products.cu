@@ -94,3 +94,24 @@ __global__ void take_slots(const Bits* __restrict__ matrix, i64 row_stride, i64 
   for (i64 i = first_element(); i < rows * k; i += next_element())
     out[i] = indices[i] < 0 ? 0 : matrix[i / k * row_stride + indices[i] * column_stride];
 }
+
+// masked_matmul: `out` (rows, width) holds weights @ values, where weights are 0 at pairs that are not allowed.
+// That is all, unless `finite` says that values hold a NaN or inf: then allowed pairs alone are summed anew.
+template <typename T>
+__global__ void masked_matmul(const bool* __restrict__ finite, const T* __restrict__ weights,
+                              i64 weight_row, i64 weight_column,
+                              const bool* __restrict__ allowed, i64 allowed_row,
+                              i64 allowed_column, const T* __restrict__ values, i64 value_row,
+                              i64 value_column, i64 rows, i64 columns, i64 width,
+                              T* __restrict__ out) {
+  if (*finite) return;
+  for (i64 i = first_element(); i < rows * width; i += next_element()) {
+    const i64 row = i / width;
+    const T* value = values + (i - row * width) * value_column;
+    T sum = 0;
+    for (i64 column = 0; column < columns; column++)
+      if (allowed[row * allowed_row + column * allowed_column])
+        sum += weights[row * weight_row + column * weight_column] * value[column * value_row];
+    out[i] = sum;
+  }
+}

@@ -1,0 +1,1 @@
+"""Our functions inside other frameworks, differentiable there: a module for each framework."""
