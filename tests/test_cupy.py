@@ -99,9 +99,21 @@ def ffn(options: dict[str, Any], **more: Any) -> tuple[Callable[[], Any], Callab
     return fwd, lambda: topk_np.topk_ffn_bwd(residuals, out)
 
 
+def dense_attention(options: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The same of dense attention."""
+    query, key, value = normal(QUERIES, 16), normal(KEYS, 16), normal(KEYS, 12)
+
+    def fwd() -> Any:
+        return topk_np.dense_attention_fwd(query, key, value, chunk_size=CHUNK, **options)
+
+    out, residuals = fwd()
+    return fwd, lambda: topk_np.dense_attention_bwd(residuals, out)
+
+
 CASES = [
     *(pytest.param(attention, ATTENTION[name], id=name) for name in ATTENTION),
     *(pytest.param(ffn, FFN[name], id=name) for name in FFN),
+    pytest.param(dense_attention, ATTENTION["causal"], id="dense"),
 ]
 # The most kernels that a chunk may take, forward and backward.
 MOST = {
