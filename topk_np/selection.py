@@ -16,6 +16,7 @@ from topk_np._namespace import (
     check_floats,
     check_integer,
     compute_dtype,
+    is_numpy,
     plain,
 )
 from topk_np.kernels import Selection, engine
@@ -170,16 +171,17 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
 def _select_any(xp: Namespace, scores: Array, k: int) -> tuple[Array, Array]:
     """`select`, with -inf as a value like any other."""
     values, indices, counts = select(scores, k)
-    if k and bool(xp.any(counts < k)):
-        # The free slots go to the first -inf entries: put those in front, take as many as needed.
-        masked_first = xp.argsort(xp.astype(scores != -xp.inf, xp.int8), axis=1, stable=True)
-        slots = xp.arange(k, dtype=xp.int32, device=device(counts))[None, :]
-        free = xp.where(slots < counts[:, None], 0, slots - counts[:, None])
-        fill = xp.take_along_axis(masked_first, xp.astype(free, xp.int64), axis=1)
-        fill = xp.astype(fill, xp.int32)
-        indices = xp.sort(xp.where(slots < counts[:, None], indices, fill), axis=1)
-        values = xp.take_along_axis(scores, xp.astype(indices, xp.int64), axis=1)
-    return values, indices
+    if k == 0 or (is_numpy(xp) and not xp.any(counts < k)):  # a device would have to be waited for
+        return values, indices
+    # The free slots go to the first -inf entries.
+    masked = xp.where(scores == -xp.inf, xp.zeros_like(scores), -xp.inf)
+    slots = xp.arange(k, dtype=xp.int32, device=device(counts))[None, :]
+    free = slots - counts[:, None]
+    fill = xp.take_along_axis(
+        select(masked, k).indices, xp.astype(xp.where(free < 0, 0, free), xp.int64), axis=1
+    )
+    indices = xp.sort(xp.where(free < 0, indices, fill), axis=1)
+    return xp.take_along_axis(scores, xp.astype(indices, xp.int64), axis=1), indices
 
 
 def _falling(xp: Namespace, values: Array) -> Array:
