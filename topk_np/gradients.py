@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from topk_np._namespace import Array, cast
 from topk_np.chunking import slices
 from topk_np.kernels.masked import masked_matmul
@@ -129,7 +131,8 @@ def _shares(sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:
     for (name, place), terms in gathered.items():
         total = of_head(sums[name], place)
         size = max(total.shape[0], 1)
-        if isinstance(terms[0], SparseTerm):
+        # Only NumPy has several threads here, and a device would sort anew for each range.
+        if isinstance(terms[0], SparseTerm) and isinstance(total, np.ndarray):
             size = max(LEAST_RANGE, -(-size // MOST_RANGES))
         shares += [_Share(total, terms, rows) for rows in slices(total.shape[0], size)]
     return shares
