@@ -149,6 +149,12 @@ def laid_out(rng: Rng, matrix: np.ndarray) -> tuple[np.ndarray, int, int]:
     return np.repeat(matrix, 2, axis=1), 2 * columns, 2
 
 
+def as_laid_out(memory: np.ndarray, like: np.ndarray, *strides: int) -> np.ndarray:
+    """The matrix in memory that `laid_out` made of one like this."""
+    size = memory.itemsize
+    return np.lib.stride_tricks.as_strided(memory, like.shape, [size * step for step in strides])
+
+
 def gather_matmul(
     program: Program, rng: Rng, launch: Launch, dtype: str = "float32", stored: str = "float32"
 ) -> None:
@@ -214,10 +220,7 @@ def scatter_matmul(
         memory,
         *strides,
     )
-    taken = np.lib.stride_tricks.as_strided(
-        out, (size, width), tuple(stride * out.itemsize for stride in strides)
-    )
-    np.testing.assert_array_equal(taken, expected)
+    np.testing.assert_array_equal(as_laid_out(out, start, *strides), expected)
 
 
 def take_slots(program: Program, rng: Rng, launch: Launch, size: int = 4) -> None:
@@ -232,6 +235,17 @@ def take_slots(program: Program, rng: Rng, launch: Launch, size: int = 4) -> Non
     used = sparse.indices >= 0
     taken = np.take_along_axis(matrix, np.where(used, sparse.indices, 0), 1)
     np.testing.assert_array_equal(out, np.where(used, taken, 0))
+
+
+def add_slots(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
+    """The matrix itself is added to what is there."""
+    sparse = draw_sparse(rng, launch, dtype)
+    start = draw_whole(rng, sparse.dense.shape, dtype)
+    memory, *strides = laid_out(rng, start)
+    kernel = cuda.instance("add_slots", dtype)
+    given = (sparse.weights, sparse.indices, sparse.counts, *sparse.indices.shape)
+    *_, out = launch.start(program, kernel, *given, memory, *strides)
+    np.testing.assert_array_equal(as_laid_out(out, start, *strides), start + sparse.dense)
 
 
 def masked_matmul(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:

@@ -14,7 +14,9 @@ import pytest
 from tests.kernels.cuda_cases import (
     Case,
     Launch,
+    add_slots,
     gather_matmul,
+    masked_matmul,
     sampled_matmul,
     scatter_matmul,
     select,
@@ -121,8 +123,8 @@ FAULTS = [
     ),
     fault(
         "count ignored",
-        "if (i - row * k < counts[row])",
-        "if (true)",
+        "if (i - row * k < counts[row]) {",
+        "if (true) {",
         sampled_matmul,
         "asan",
     ),
@@ -139,6 +141,9 @@ FAULTS = [
         "const int index = (int)row",
         scatter_matmul,
     ),
+    fault("-1 added to", "if (i - row * k < counts[row])\n", "", add_slots, "asan"),
+    fault("NaN not allowed added", "if (allowed[row", "if (true || allowed[row", masked_matmul),
+    fault("finite ignored", "if (*finite) return;", "", masked_matmul),
     fault(
         "unused slot read",
         "indices[i] < 0 ? 0 :",

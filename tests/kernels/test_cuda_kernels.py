@@ -77,6 +77,15 @@ def test_take_slots_moves_elements_of_any_kind(
 @each_format
 @many
 @given(seed=seeds, launch=launches)
+def test_add_slots_adds_the_matrix_itself(
+    program: Program, dtype: str, seed: int, launch: Launch
+) -> None:
+    cuda_cases.add_slots(program, np.random.default_rng(seed), launch, dtype)
+
+
+@each_format
+@many
+@given(seed=seeds, launch=launches)
 def test_masked_matmul_sums_anew_what_is_not_finite(
     program: Program, dtype: str, seed: int, launch: Launch
 ) -> None:
@@ -155,6 +164,7 @@ CASES: list[Case] = [
     cuda_cases.sampled_matmul,
     cuda_cases.scatter_matmul,
     cuda_cases.take_slots,
+    cuda_cases.add_slots,
     cuda_cases.masked_matmul,
     cuda_cases.softmax,
     cuda_cases.softmax_vjp,

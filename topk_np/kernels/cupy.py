@@ -31,6 +31,11 @@ def hide(scores: Array, allowed: Array) -> Array:
     return _hide()(allowed, -cupy.inf, scores)
 
 
+def tanh(scores: Array) -> Array:
+    """The hyperbolic tangent of `scores`, in place."""
+    return cupy.tanh(scores, out=scores)
+
+
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     return _select(scores, k, 0)
@@ -123,6 +128,14 @@ def _scatter(
     given = (weights, indices, *order, rows, indices.size, k, width, first, size)
     threads = indices.size * width if not order else out.size
     _launch(cuda.instance(name, dtype_name(weights)), threads, *given, out, *_strides(out))
+    return out
+
+
+def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
+    """`out` (C, N), to which ``weights[i, j]`` is added at ``[i, indices[i, j]]``."""
+    kernel = cuda.instance("add_slots", dtype_name(weights))
+    sparse = map(cupy.ascontiguousarray, (weights, indices, counts))
+    _launch(kernel, indices.size, *sparse, *indices.shape, out, *_strides(out))
     return out
 
 

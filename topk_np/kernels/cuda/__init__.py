@@ -43,6 +43,7 @@ def instances() -> tuple[str, ...]:
     """The C++ names of all kernels that are ever launched."""
     products = ("gather_matmul", "sampled_matmul")
     one_format = (
+        "add_slots",
         "masked_matmul",
         "scatter_matmul",
         "scatter_matmul_atomic",

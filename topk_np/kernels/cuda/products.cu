@@ -95,6 +95,18 @@ __global__ void take_slots(const Bits* __restrict__ matrix, i64 row_stride, i64 
     out[i] = indices[i] < 0 ? 0 : matrix[i / k * row_stride + indices[i] * column_stride];
 }
 
+// add_slots: out (rows, columns) plus the row-sparse matrix itself, which has an index once in a row.
+template <typename T>
+__global__ void add_slots(const T* __restrict__ weights, const int* __restrict__ indices,
+                          const int* __restrict__ counts, i64 rows, i64 k, T* __restrict__ out,
+                          i64 row_stride, i64 column_stride) {
+  for (i64 i = first_element(); i < rows * k; i += next_element()) {
+    const i64 row = i / k;
+    if (i - row * k < counts[row])
+      out[row * row_stride + indices[i] * column_stride] += weights[i];
+  }
+}
+
 // masked_matmul: `out` (rows, width) holds weights @ values, where weights are 0 at pairs that are not allowed.
 // That is all, unless `finite` says that values hold a NaN or inf: then allowed pairs alone are summed anew.
 template <typename T>
