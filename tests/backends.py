@@ -10,13 +10,14 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_strict
 import numpy as np
 
 from topk_np._gpu import why_no_gpu
+import topk_np
 
 Array = Any
 
@@ -41,10 +42,14 @@ class Backend:
 
     def options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Bring the arrays among keyword arguments over; other values stay as they are."""
-        return {
-            name: self.asarray(value) if isinstance(value, np.ndarray) else value
-            for name, value in options.items()
-        }
+        return {name: self._option(value) for name, value in options.items()}
+
+    def _option(self, value: Any) -> Any:
+        if isinstance(value, topk_np.T5Bias):
+            return replace(value, table=self.asarray(value.table))
+        if isinstance(value, topk_np.ALiBi):
+            return replace(value, slopes=self.asarray(value.slopes))
+        return self.asarray(value) if isinstance(value, np.ndarray) else value
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -14,6 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+import topk_np
+
 Array = Any
 
 
@@ -116,8 +118,12 @@ def allowed_pairs(
     is_causal: bool = False,
     query_offset: Any = None,
     window: Any = None,
+    query_lengths: Any = None,
+    key_lengths: Any = None,
 ) -> np.ndarray:
     """Which key each query may attend to, (..., Q, N), pair by pair."""
+    query_ends = np.broadcast_to(queries if query_lengths is None else query_lengths, lead)
+    key_ends = np.broadcast_to(keys if key_lengths is None else key_lengths, lead)
     offsets = np.broadcast_to(0 if query_offset is None else query_offset, lead)
     shape = (*lead, queries, keys)
     given = None if mask is None or callable(mask) else np.broadcast_to(mask, shape)
@@ -129,12 +135,89 @@ def allowed_pairs(
         left, right = window or (None, None)
         fine = fine and (left is None or position - left <= j)
         fine = fine and (right is None or j <= position + right)
+        fine = fine and i < query_ends[tuple(where)] and j < key_ends[tuple(where)]
         if callable(mask):
             fine = fine and bool(mask(np.asarray(position), np.asarray(j)))
         elif given is not None:
             fine = fine and bool(given[place])
         allowed[place] = fine
     return allowed
+
+
+def t5_bucket(distance: int, buckets: int, bidirectional: bool, max_distance: int) -> int:
+    """The bucket of key position - query position, by the logarithm of section 2.1."""
+    start = 0
+    if bidirectional:
+        buckets //= 2
+        start = buckets if distance > 0 else 0
+        distance = abs(distance)
+    else:
+        distance = max(-distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return start + distance
+    place = math.log(distance / exact) / math.log(max_distance / exact) * (buckets - exact)
+    return start + min(exact + int(place + 1e-9), buckets - 1)
+
+
+def bias_by_loops(
+    lead: tuple[int, ...], queries: int, keys: int, bias: Any, query_offset: Any
+) -> np.ndarray:
+    """What is added to each score, (..., Q, N), pair by pair."""
+    shape = (*lead, queries, keys)
+    if bias is None:
+        return np.zeros(shape)
+    if isinstance(bias, np.ndarray):
+        return np.broadcast_to(bias, shape)
+    offsets = np.broadcast_to(0 if query_offset is None else query_offset, lead)
+    full = np.zeros(shape)
+    for place in np.ndindex(shape):
+        *where, i, j = place
+        at = tuple(where)
+        position = i + int(offsets[at])
+        if isinstance(bias, topk_np.ALiBi):
+            full[place] = -np.broadcast_to(bias.slopes, lead)[at] * abs(position - j)
+        elif isinstance(bias, topk_np.T5Bias):
+            count = len(bias.table)
+            bucket = t5_bucket(j - position, count, bias.bidirectional, bias.max_distance)
+            full[place] = np.broadcast_to(bias.table[bucket], lead)[at]
+        else:
+            full[place] = bias(np.asarray(position), np.asarray(j))
+    return full
+
+
+def threefry_by_ints(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]:
+    """The two words of Threefry-2x32 with 20 rounds, in Python's integers."""
+    word = 2**32
+    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
+    x, y = ((c + k) % word for c, k in zip(counter, key, strict=True))
+    for i in range(20):
+        rotation = (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
+        x = (x + y) % word
+        y = ((y << rotation) % word | y >> (32 - rotation)) ^ x
+        if i % 4 == 3:
+            block = i // 4 + 1
+            x, y = (x + keys[block % 3]) % word, (y + keys[(block + 1) % 3] + block) % word
+    return x, y
+
+
+def dropout_by_loops(
+    lead: tuple[int, ...], queries: int, keys: int, dropout: Any, query_offset: Any
+) -> np.ndarray:
+    """What dropout multiplies each weight by, (..., Q, N), pair by pair."""
+    factors = np.ones((*lead, queries, keys))
+    if dropout is None:
+        return factors
+    rate, seed = dropout
+    offsets = np.broadcast_to(0 if query_offset is None else query_offset, lead)
+    for head, at in enumerate(np.ndindex(lead)):
+        for i in range(queries):
+            position = (i + int(offsets[at])) % 2**32
+            row = threefry_by_ints((seed % 2**32, seed >> 32), (head, position))
+            for j in range(keys):
+                bits = (threefry_by_ints(row, (j, 0))[0] + 2**31) % 2**32
+                factors[(*at, i, j)] = 0 if bits < rate * 2**32 else 1 / (1 - rate)
+    return factors
 
 
 def attention_by_loops(

@@ -16,8 +16,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import topk_np
 from tests.backends import Array, Backend
-from tests.oracles import ACTIVATION_NAMES, allowed_pairs
+from tests.oracles import ACTIVATION_NAMES, allowed_pairs, bias_by_loops
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -72,7 +73,15 @@ class AttentionProblem:
     is_causal: bool = False
     query_offset: Any = None
     window: Any = None
+    query_lengths: Any = None
+    key_lengths: Any = None
     scale: float | None = None
+    softcap: float | None = None
+    bias: Any = None
+    dropout: tuple[float, int] | None = None
+    always_keep: tuple[int, int] | None = None
+    p: float | None = None
+    """With p, `k` is max_k."""
     chunk_size: int | None = None
 
     @property
@@ -104,20 +113,44 @@ class AttentionProblem:
             "is_causal": self.is_causal,
             "query_offset": self.query_offset,
             "window": self.window,
+            "query_lengths": self.query_lengths,
+            "key_lengths": self.key_lengths,
         }
 
     @property
     def dense_options(self) -> dict[str, Any]:
-        return {**self.masks, "scale": self.scale, "chunk_size": self.chunk_size}
+        return {
+            **self.masks,
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "bias": self.bias,
+            "dropout": self.dropout,
+            "always_keep": self.always_keep,
+            "chunk_size": self.chunk_size,
+        }
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**self.dense_options, "k": self.k}
+        rule = {"k": self.k} if self.p is None else {"p": self.p, "max_k": self.k}
+        return {**self.dense_options, **rule}
 
     @property
     def allowed(self) -> np.ndarray:
         """Which pairs may attend, (..., Q, N), by the oracle."""
         return allowed_pairs(self.lead, self.queries, self.keys, **self.masks)
+
+    @property
+    def full_bias(self) -> np.ndarray:
+        """What is added to each score, (..., Q, N), by the oracle."""
+        return bias_by_loops(self.lead, self.queries, self.keys, self.bias, self.query_offset)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """What the softmax is taken of, (..., Q, N); -inf masked."""
+        scores = self.true_scale * (self.query @ self.key.mT)
+        if self.softcap is not None:
+            scores = self.softcap * np.tanh(scores / self.softcap)
+        return np.where(self.allowed, scores + self.full_bias, -np.inf)
 
     @property
     def ranks(self) -> np.ndarray:
@@ -132,7 +165,7 @@ class AttentionProblem:
         query, key, value = largest
         dout = float(np.abs(self.dout[np.isfinite(self.dout)]).max(initial=0))
         scale, width = abs(self.true_scale), self.query.shape[-1]
-        score = scale * width * query * key
+        score = scale * width * query * key + float(np.abs(self.full_bias).max(initial=0))
         dweight = self.value.shape[-1] * value * dout
         size = (1 + score) * (1 + value + dweight) * max(1.0, scale * max(query, key))
         return float(size)
@@ -140,7 +173,12 @@ class AttentionProblem:
     def astype(self, dtype: Any) -> AttentionProblem:
         """The same problem, its arrays rounded to another dtype."""
         query, key, value, dout = (a.astype(dtype) for a in (*self.arrays, self.dout))
-        return replace(self, query=query, key=key, value=value, dout=dout)
+        bias = self.bias
+        if isinstance(bias, np.ndarray):
+            bias = bias.astype(dtype)
+        elif isinstance(bias, topk_np.T5Bias):
+            bias = replace(bias, table=bias.table.astype(dtype))
+        return replace(self, query=query, key=key, value=value, dout=dout, bias=bias)
 
     def on(self, xp: Backend) -> tuple[tuple[Array, ...], dict[str, Any], Array]:
         """Inputs, options and dout as arrays of another library."""
@@ -188,6 +226,63 @@ def attention_QND(
         chunk_size=draw(st.none() | st.integers(1, queries + 1)),
     )
     return draw(masked(problem)) if masks else problem
+
+
+BIAS_FUNCTIONS = (  # of query positions and key positions
+    lambda i, j: i - 2 * j,
+    lambda i, j: -(j % 3),
+)
+
+
+@st.composite
+def biases(draw: st.DrawFn, problem: AttentionProblem) -> Any:
+    """A bias of any form, whole numbers if the problem is of these; None among them."""
+    lead = problem.lead
+    whole = bool(np.all(problem.query == np.round(problem.query)))
+    form = draw(st.sampled_from(["none", "array", "array", "alibi", "t5", "function"]))
+    if form == "array":
+        full = (*lead, problem.queries, problem.keys)
+        shape = draw(hnp.broadcastable_shapes(full, min_dims=0, max_dims=len(full)))
+        fits = np.broadcast_shapes(shape, full) == full
+        return draw(arrays_of(shape if fits else full, whole=whole))
+    if form == "alibi":
+        return topk_np.ALiBi(draw(arrays_of(draw(_heads(lead)), whole=whole)))
+    if form == "t5":
+        table = draw(arrays_of((draw(st.integers(4, 9)), *draw(_heads(lead))), whole=whole))
+        return topk_np.T5Bias(table, draw(st.booleans()), draw(st.integers(5, 12)))
+    return draw(st.sampled_from(BIAS_FUNCTIONS)) if form == "function" else None
+
+
+def _heads(lead: tuple[int, ...]) -> st.SearchStrategy[tuple[int, ...]]:
+    """Shapes that are some of the last leading axes, or 1 in their place."""
+    axes = [st.sampled_from(sorted({1, length})) for length in lead]
+    return st.integers(0, len(lead)).flatmap(lambda n: st.tuples(*axes[len(lead) - n :]))
+
+
+@st.composite
+def attention_with_options(draw: st.DrawFn, *, whole: bool | None = None) -> AttentionProblem:
+    """A whole attention problem with any of the options, all at once among them."""
+    problem = draw(attention_QND(whole=whole))
+    queries, keys, lead = problem.queries, problem.keys, problem.lead
+
+    def lengths(most: int) -> st.SearchStrategy[Any]:
+        one = st.integers(0, most)
+        return st.none() | one | (hnp.arrays(np.int64, lead, elements=one) if lead else one)
+
+    always = st.tuples(st.integers(0, keys + 1), st.integers(0, keys + 1))
+    problem = replace(
+        problem,
+        query_lengths=draw(lengths(queries)),
+        key_lengths=draw(lengths(keys)),
+        softcap=draw(st.none() | st.sampled_from([0.7, 3.0, 30.0])),
+        bias=draw(biases(problem)),
+        dropout=draw(st.none() | st.tuples(st.sampled_from([0.1, 0.5, 0.9]), seeds)),
+        always_keep=draw(st.none() | always),
+        p=draw(st.none() | st.sampled_from([1e-3, 0.3, 0.7, 0.95, 1.0])),
+    )
+    if problem.query_offset is None and queries != keys:
+        problem = replace(problem, query_offset=draw(st.integers(-2, keys + 1)))
+    return problem
 
 
 MASK_FUNCTIONS = (  # of query positions and key positions

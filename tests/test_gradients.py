@@ -16,9 +16,10 @@ from tests.oracles import assert_close, assert_same_bits, sum_to_shape
 from tests.strategies import leading_axes, seeds
 from tests.test_rowsparse import dense_form
 from topk_np.activations import ACTIVATIONS
-from topk_np.gradients import Addend, RowsTerm, SparseTerm, sum_gradients
-from topk_np.masking import Head
+from topk_np.gradients import Addend, sum_gradients
+from topk_np.positions import Head
 from topk_np.problem import Problem, Task
+from topk_np.terms import RowsTerm, SparseTerm
 from topk_np.workers import Crew
 
 

@@ -16,6 +16,7 @@ from tests.backends import Array, Backend
 from tests.oracles import assert_all_close, assert_close, assert_same_bits
 from tests.strategies import AttentionProblem, arrays_of, attention_QND, few_examples, masked, seeds
 from topk_np.masking import Mask
+from topk_np.positions import Positions
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")
 
@@ -252,7 +253,7 @@ def test_windows_far_from_all_keys_show_none_and_wide_ones_show_all(
 
 
 def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
-    mask = Mask(None, left=2, right=1, offset=0)
+    mask = Mask(Positions(), left=2, right=1)
     assert mask.visible((), slice(4, 6), 100) == slice(2, 7)
     assert mask.visible((), slice(0, 2), 100) == slice(0, 3)
     assert mask.visible((), slice(200, 202), 100) == slice(100, 100)

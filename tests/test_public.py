@@ -26,6 +26,7 @@ DATA = {
 PUBLIC = sorted(
     [
         *(f"{name}{suffix}" for name in TRIOS for suffix in ("", "_bwd", "_fwd")),
+        "ALiBi",
         "AttentionGrads",
         "FFNGrads",
         "KVCache",
@@ -33,6 +34,7 @@ PUBLIC = sorted(
         "MultiheadWeights",
         "Plan",
         "Rope",
+        "T5Bias",
         "TopK",
         "array_namespace",
         "merge_heads",
@@ -92,7 +94,9 @@ def test_the_functions_of_a_trio_take_the_same_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "extra"), [("attention", {"k"}), ("ffn", {"k", "select"})], ids=["attention", "ffn"]
+    ("kind", "extra"),
+    [("attention", {"k", "max_k", "p"}), ("ffn", {"k", "select"})],
+    ids=["attention", "ffn"],
 )
 def test_dense_functions_take_what_the_topk_functions_take_without_k(
     kind: str, extra: set[str]

@@ -8,6 +8,7 @@ from topk_np.attention import (
     topk_attention_bwd,
     topk_attention_fwd,
 )
+from topk_np.bias import ALiBi, T5Bias
 from topk_np.decoding import KVCache
 from topk_np.dense.attention import dense_attention, dense_attention_bwd, dense_attention_fwd
 from topk_np.dense.ffn import dense_ffn, dense_ffn_bwd, dense_ffn_fwd
@@ -26,6 +27,7 @@ from topk_np.selection import TopK, top_k
 __version__ = "0.1.0"
 
 __all__ = [
+    "ALiBi",
     "AttentionGrads",
     "FFNGrads",
     "KVCache",
@@ -33,6 +35,7 @@ __all__ = [
     "MultiheadWeights",
     "Plan",
     "Rope",
+    "T5Bias",
     "TopK",
     "array_namespace",
     "dense_attention",

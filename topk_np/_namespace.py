@@ -185,6 +185,15 @@ def check_number(name: str, value: object) -> float:
     return number
 
 
+def check_broadcasts(name: str, shape: tuple[int, ...], full: tuple[int, ...], legend: str) -> None:
+    """Check that `shape` broadcasts to `full`, which errors call `legend`."""
+    fits = len(shape) <= len(full) and all(
+        own in (1, whole) for own, whole in zip(shape[::-1], full[::-1], strict=False)
+    )
+    if not fits:
+        raise ValueError(f"{name} must broadcast to {legend}, here {full}, got shape {shape}")
+
+
 def dtype_name(array: Array) -> str:
     """The dtype's name, the same for every library; other byte orders than native keep NumPy's."""
     return _name_of_dtype(array.dtype.__class__, array.dtype)
@@ -206,9 +215,26 @@ def cast(xp: Namespace, array: Array, dtype: Any) -> Array:
     return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
+def cumulative_sum(xp: Namespace, matrix: Array) -> Array:
+    """The running sums of each row of a matrix."""
+    return (xp.cumsum if is_numpy(xp) else xp.cumulative_sum)(matrix, axis=1)  # NumPy 2.0
+
+
 def nbytes(array: Array) -> int:
     """Bytes of the elements of an array of 16-, 32- or 64-bit numbers."""
     return int(math.prod(array.shape)) * int(dtype_name(array)[-2:]) // 8
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """A copy of a small array in NumPy, whatever device it lies on."""
+    if isinstance(array, np.ndarray):
+        return array.copy()
+    if hasattr(array, "get"):  # CuPy refuses to be converted by NumPy
+        return np.asarray(array.get())
+    flat = array_namespace(array).reshape(array, (-1,))
+    number, dtype = (float, np.float64) if dtype_name(array) in FLOATS else (int, np.int64)
+    numbers = [number(flat[i]) for i in range(flat.shape[0])]
+    return np.asarray(numbers, dtype=dtype).reshape(tuple(array.shape))
 
 
 def plain(array: Array) -> Array:

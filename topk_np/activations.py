@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from array_api_compat import device
+
 from topk_np._namespace import Array, Namespace, array_namespace, is_cupy, is_numpy
 from topk_np.kernels import engine
 
@@ -28,6 +30,16 @@ class Activation(NamedTuple):
 def softmax(scores: Array) -> Array:
     """Row-wise softmax; a row without allowed scores is all 0."""
     return engine(array_namespace(scores)).softmax(scores)
+
+
+def logsumexp(scores: Array) -> Array:
+    """(C, 1): the logarithm of the sum of the exponentials of each row; -inf of none."""
+    xp = array_namespace(scores)
+    if scores.shape[1] == 0:
+        return xp.full((scores.shape[0], 1), -xp.inf, dtype=scores.dtype, device=device(scores))
+    largest = xp.max(scores, axis=1, keepdims=True)
+    shift = xp.where(largest == -xp.inf, 0.0, largest)
+    return xp.log(xp.sum(xp.exp(scores - shift), axis=1, keepdims=True)) + shift
 
 
 def softmax_vjp(scores: Array, weights: Array, dweights: Array) -> Array:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from topk_np import core
-from topk_np._namespace import Array, check_integer
+from topk_np._namespace import Array
 from topk_np.chunking import Chunks, plan_chunks
-from topk_np.inputs import attention_problem, check_dout
-from topk_np.masking import MaskFunction
+from topk_np.inputs import attention_problem, check_douts
+from topk_np.options import AttentionOptions, spell_out
 from topk_np.problem import Problem
+from topk_np.rules import make_rule
 from topk_np.workers import check_workers
 
 
@@ -22,7 +23,7 @@ class AttentionGrads(NamedTuple):
     key: Array
     value: Array
     bias: Array | None = None
-    """None: no bias was given."""
+    """In the shape of the array or the table; None without a bias, or one without a gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +34,12 @@ class TopKAttentionResiduals:
     kept: core.Kept = field(repr=False)
     chunks: Chunks
     workers: int | Executor = field(repr=False)
+    with_lse: bool = False
+    """Whether the log-sum-exp was returned, and so has a gradient too."""
 
     @property
     def scores(self) -> Array:
-        """(..., Q, K) scaled scores of the kept keys; -inf in unused slots."""
+        """(..., Q, K) what the softmax is taken of; -inf in unused slots."""
         return self.kept.scores
 
     @property
@@ -50,21 +53,21 @@ class TopKAttentionResiduals:
         return self.kept.nbytes
 
 
+@spell_out
 def topk_attention(
     query: Array,
     key: Array,
     value: Array,
     /,
     *,
-    k: int,
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
+    k: int | None = None,
+    p: float | None = None,
+    max_k: int | None = None,
+    return_lse: bool = False,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array:
     """
     Attention in which every query attends to its `k` best-scoring keys.
@@ -141,27 +144,29 @@ def topk_attention(
     >>> topk_attention(5 * key[:1], key, np.arange(8.0).reshape(4, 2), k=1)
     array([[0., 1.]])
     """
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
-    k = check_integer("k", k, least=1)
-    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
-    return core.forward(problem, k, chunks, check_workers(workers))
+    problem = attention_problem(query, key, value, **options)
+    rule = make_rule(k, p, max_k)
+    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
+    lse = problem.room_for_lse(return_lse)
+    out = core.forward(problem, rule, chunks, check_workers(workers), lse=lse)
+    return out if lse is None else (out, lse[..., 0])
 
 
+@spell_out
 def topk_attention_fwd(
     query: Array,
     key: Array,
     value: Array,
     /,
     *,
-    k: int,
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
+    k: int | None = None,
+    p: float | None = None,
+    max_k: int | None = None,
+    return_lse: bool = False,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> tuple[Array, TopKAttentionResiduals]:
     """
     `topk_attention`, and what its backward pass needs.
@@ -185,13 +190,15 @@ def topk_attention_fwd(
     >>> residuals.indices, residuals.scores
     (array([[0, 1]], dtype=int32), array([[2.5, 0. ]]))
     """
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
-    k = check_integer("k", k, least=1)
-    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
+    problem = attention_problem(query, key, value, **options)
+    rule = make_rule(k, p, max_k)
+    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
     threads = check_workers(workers)
-    kept = core.Kept.empty(problem, k)
-    out = core.forward(problem, k, chunks, threads, kept)
-    return out, TopKAttentionResiduals(problem, kept, chunks, threads)
+    lse = problem.room_for_lse(return_lse)
+    kept = core.Kept.empty(problem, rule)
+    out = core.forward(problem, rule, chunks, threads, kept, lse)
+    residuals = TopKAttentionResiduals(problem, kept, chunks, threads, return_lse)
+    return (out if lse is None else (out, lse[..., 0])), residuals
 
 
 def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -238,7 +245,14 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
         raise TypeError(
             "residuals must come from topk_attention_fwd, got " + type(residuals).__name__
         )
-    problem = residuals.problem
-    dout = check_dout(problem.query, problem.out_shape, dout)
-    grads = core.backward(problem, residuals.kept, dout, residuals.chunks, residuals.workers)
+    problem, kept = residuals.problem, residuals.kept
+    dout, dlse = check_douts(problem, residuals.with_lse, dout)
+    grads = core.backward(problem, kept, dout, residuals.chunks, residuals.workers, dlse)
+    return attention_grads(problem, grads)
+
+
+def attention_grads(problem: Problem, grads: dict[str, Array]) -> AttentionGrads:
+    """The gradients of a problem in the shapes of what attention was given."""
+    if problem.learned_bias is not None:
+        grads["bias"] = problem.learned_bias.grads(grads["bias"])
     return AttentionGrads(**grads)

@@ -39,6 +39,10 @@ class Sizes:
     """Bytes of a number that is computed with."""
     score_matrices: int = 1
     """Matrices of scores held at once."""
+    slot_matrices: int = 0
+    """Further numbers for each kept slot that an option holds at once."""
+    held_matrices: int = 0
+    """Further numbers for each kept slot that are held until all tasks of a wave are done."""
     masked: bool = False
     """Whether some keys may be hidden from some queries."""
     narrow: bool = False
@@ -51,19 +55,19 @@ class Sizes:
         block = keys * self.score_matrices * self.itemsize
         hidden = 2 * keys * self.masked
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
-        kept = self.slots * (4 * self.itemsize + 12)
+        kept = self.slots * ((4 + self.slot_matrices) * self.itemsize + 12)
         chunk = int(rows * (block + max(hidden, found) + kept + self.width * self.itemsize))
         return chunk + self._gathered_bytes(rows)
 
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""
-        products = rows * self.slots * (3 * self.itemsize + 12)
+        products = rows * self.slots * ((3 + self.slot_matrices) * self.itemsize + 12)
         return self.held_bytes(rows) + products + self._gathered_bytes(rows)
 
     def held_bytes(self, rows: int) -> int:
         """The part of `backward_bytes` that is held until all tasks of a wave are done."""
         width = self.width if self.narrow else self.width // 2
-        return rows * self.itemsize * (2 * self.slots + width)
+        return rows * self.itemsize * ((2 + self.held_matrices) * self.slots + width)
 
     def stacked_bytes(self, heads: int) -> int:
         """Copies of the keys and values of several heads, and of their gradients."""
@@ -156,7 +160,8 @@ def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = 
         rows = sizes.queries
     else:
         budget = check_integer("memory_budget", memory_budget, least=1)
-        row = DENSE_MATRICES * max(sizes.keys, 1) * sizes.itemsize * MOST_TASKS
+        matrices = DENSE_MATRICES + sizes.score_matrices - 1 + sizes.slot_matrices
+        row = matrices * max(sizes.keys, 1) * sizes.itemsize * MOST_TASKS
         if row > budget:
             raise ValueError(f"memory_budget must be at least {row} bytes here, got {budget}")
         rows = budget // row

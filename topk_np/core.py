@@ -3,10 +3,10 @@ The top-k function, forward and backward, once for attention and the feed-forwar
 
 For a chunk of C queries of one head, or of G short heads at once::
 
-    1  scores  = scale query keyᵀ + key_bias            (C, n), for one block of keys at a time
+    1  scores  = softcap(scale query keyᵀ) + bias       (C, n), for one block of keys at a time
     2  kept, indices = the k largest of each row        (C, K), merged block by block
     3  weights = activation(kept)                       a gated unit: times its linear factor
-    4  out     = sum_j weights_ij value[indices_ij] + value_bias
+    4  out     = sum_j weights_ij value[indices_ij] + value_bias        dropout on the weights
 
 The backward pass walks the same steps from the bottom up and never makes anything of size C x N.
 Steps 1 and 2 are those of Gupta et al. 2021, section 2; products with what is kept are row-sparse.
@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from array_api_compat import device
 
 from topk_np._namespace import Array, Namespace, cast, nbytes
-from topk_np.chunking import Chunks, slices
-from topk_np.gradients import Addend, RowsTerm, SparseTerm, sum_gradients
-from topk_np.problem import Part, Problem, Task
+from topk_np.activations import logsumexp
+from topk_np.chunking import Chunks
+from topk_np.gradients import Addend, sum_gradients
+from topk_np.keeping import keep, slot_counts
+from topk_np.problem import Problem, Task
 from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
-from topk_np.selection import KBest
-from topk_np.workers import Scratch
+from topk_np.rules import Rule
+from topk_np.terms import RowsTerm, SparseTerm
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Kept:
     """(..., Q, K) linear factors of gated units."""
 
     @classmethod
-    def empty(cls, problem: Problem, k: int) -> Kept:
+    def empty(cls, problem: Problem, rule: Rule) -> Kept:
         """Room for what a problem's forward pass keeps."""
-        shape = (*problem.batch, problem.queries, min(k, problem.keys))
+        shape = (*problem.batch, problem.queries, problem.slots(rule))
         return cls(
             problem.zeros(*shape),
             problem.zeros(*shape, dtype=problem.xp.int32),
@@ -57,9 +59,19 @@ class Kept:
 
 
 def forward(
-    problem: Problem, k: int, chunks: Chunks, workers: int | Executor, kept: Kept | None = None
+    problem: Problem,
+    rule: Rule,
+    chunks: Chunks,
+    workers: int | Executor,
+    kept: Kept | None = None,
+    lse: Array | None = None,
 ) -> Array:
-    """The output (..., Q, V); what `backward` needs is stored in `kept`, if there is one."""
+    """
+    The output (..., Q, V).
+
+    If given, `kept` gets what `backward` needs, and `lse` (..., Q, 1) the log-sum-exp of the kept
+    scores.
+    """
     xp = problem.xp
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
 
@@ -67,16 +79,20 @@ def forward(
 
         def work(task: Task) -> None:
             part = problem.part(task)
-            scores, indices, linear = _select(problem, part, task, k, chunks.keys, crew.scratch)
+            scores, indices, linear = keep(problem, part, task, rule, chunks.keys, crew.scratch)
             weights = problem.activation.value(scores)
             if linear is not None:
                 weights = weights * linear
-            counts = _counts(xp, indices)
+            if problem.dropout is not None:
+                weights = weights * problem.dropout_factors(task, indices)
+            counts = slot_counts(xp, indices)
             placed = _place(problem, task, indices)
             piece = gather_matmul(weights, placed, counts, part.stacked("value"))
             if problem.value_bias is not None:
                 piece = piece + cast(xp, problem.value_bias, problem.dtype)
             _store(task, out, cast(xp, piece, out.dtype))
+            if lse is not None:
+                _store(task, lse, logsumexp(scores))
             if kept is not None:
                 _store(task, kept.scores, scores)
                 _store(task, kept.indices, indices)
@@ -88,16 +104,21 @@ def forward(
 
 
 def backward(
-    problem: Problem, kept: Kept, dout: Array, chunks: Chunks, workers: int | Executor
+    problem: Problem,
+    kept: Kept,
+    dout: Array,
+    chunks: Chunks,
+    workers: int | Executor,
+    dlse: Array | None = None,
 ) -> dict[str, Array]:
-    """The gradients of the inputs by name."""
+    """The gradients of the inputs by name, from those of the output and of the log-sum-exp."""
     xp = problem.xp
 
     def terms_of(task: Task) -> list[Addend]:
         part = problem.part(task)
         scores, indices = _load(xp, task, kept.scores), _load(xp, task, kept.indices)
-        counts, placed = _counts(xp, indices), _place(problem, task, indices)
-        activated = problem.activation.value(scores)
+        counts, placed = slot_counts(xp, indices), _place(problem, task, indices)
+        activated = weights = problem.activation.value(scores)
         linear = None if kept.linear is None else _load(xp, task, kept.linear)
         dpiece = cast(xp, _load(xp, task, dout), problem.dtype)
         addends: list[Addend] = []
@@ -117,14 +138,31 @@ def backward(
 
         # 4  out = sum_j weights_ij value[indices_ij] + value_bias
         dweights = sampled_matmul(dpiece, part.stacked("value"), placed, counts)
-        add_scattered("value", activated if linear is None else activated * linear, dpiece)
+        if linear is not None:
+            weights = weights * linear
+        if problem.dropout is not None:
+            factors = problem.dropout_factors(task, indices)
+            weights, dweights = weights * factors, dweights * factors
+        add_scattered("value", weights, dpiece)
         if problem.value_bias is not None:
             add_rows("value_bias", xp.sum(dpiece, axis=0, keepdims=True), 0)
         # 3  weights = activation(kept), times the linear factor
         dactivated = dweights if linear is None else dweights * linear
         dscores = problem.activation.vjp(scores, activated, dactivated)
-        # 1  scores, or the linear factor of a gated unit, = scale query keyᵀ + key_bias
+        if dlse is not None:
+            dscores = dscores + activated * cast(xp, _load(xp, task, dlse), problem.dtype)
+        # 1  scores = softcap(scale query keyᵀ) + bias; or for a feed-forward layer query keyᵀ +
+        #    key_bias, which of a gated unit is the linear factor
+        if problem.learned_bias is not None:
+            slots = map(task.per_head, (dscores, indices, counts))
+            for head, *own in zip(task.heads, *slots, strict=True):
+                addends.append(
+                    ("bias", head, problem.learned_bias.slots_term(head, task.rows, *own))
+                )
         dproduct = dscores if linear is None else dweights * activated
+        if problem.softcap is not None:
+            product = sampled_matmul(part.query, part.stacked("key"), placed, counts)
+            dproduct = dproduct * (1 - xp.tanh(product * (problem.scale / problem.softcap)) ** 2)
         if problem.key_bias is not None:
             ones = xp.ones((dpiece.shape[0], 1), dtype=problem.dtype, device=device(dpiece))
             add_scattered("key_bias", dproduct, ones)
@@ -140,51 +178,6 @@ def backward(
     tasks = problem.tasks(chunks.backward_queries, chunks.heads)
     with problem.crew(workers) as crew:
         return sum_gradients(problem, terms_of, tasks, crew)
-
-
-def _select(
-    problem: Problem, part: Part, task: Task, k: int, block: int, scratch: Scratch
-) -> tuple[Array, Array, Array | None]:
-    """Steps 1 and 2: kept scores, their indices, and linear factors if gated, all (G C, K)."""
-    xp = problem.xp
-    best = KBest(k)
-    seen = problem.seen(task)
-    blocks = [
-        slice(seen.start + some.start, seen.start + some.stop)
-        for some in slices(seen.stop - seen.start, block)
-    ]
-    for keys in blocks or [slice(0, min(problem.keys, 1))]:
-        ranks = problem.ranks(part, task, keys, scratch)
-        if not problem.ranks_weights:
-            best.add(ranks, keys.start)
-            continue
-        weights = problem.activation.value(ranks)
-        linear = problem.linear(part, task, keys, scratch)
-        others = [ranks] if linear is None else [ranks, linear]
-        sizes = xp.abs(weights if linear is None else weights * linear)
-        best.add(xp.where(ranks == -xp.inf, -xp.inf, sizes), keys.start, *others)
-
-    scores, indices, *others = best.result(min(k, problem.keys))
-    if problem.ranks_weights:
-        scores = xp.where(indices < 0, -xp.inf, others[0])
-    if problem.late_scale != 1:
-        scores = scores * problem.late_scale
-    if problem.gate is None:
-        return scores, indices, None
-    if problem.ranks_weights:
-        return scores, indices, others[1]
-    # Ranked by the gate's score, so the linear factor is needed at the kept units only.
-    linear = sampled_matmul(part.query, part.stacked("key"), indices, _counts(xp, indices))
-    if problem.key_bias is not None:
-        bias = cast(xp, problem.key_bias[:, 0], problem.dtype)
-        flat = xp.reshape(xp.where(indices < 0, 0, indices), (-1,))
-        linear = linear + xp.reshape(xp.take(bias, flat), indices.shape)
-    return scores, indices, linear
-
-
-def _counts(xp: Namespace, indices: Array) -> Array:
-    """(G C,) int32: the slots of each row that are in use."""
-    return xp.sum(xp.astype(indices >= 0, xp.int32), axis=1, dtype=xp.int32)
 
 
 def _place(problem: Problem, task: Task, indices: Array) -> Array:

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Unpack
 
-from topk_np._namespace import Array, cast, check_integer, check_number, is_numpy
+from topk_np._namespace import (
+    Array,
+    cast,
+    check_integer,
+    check_number,
+    cumulative_sum,
+    is_numpy,
+)
 from topk_np.activations import softmax
 from topk_np.attention import TopKAttentionResiduals
 from topk_np.chunking import DEFAULT_MEMORY_BUDGET, plan_dense_chunk
 from topk_np.inputs import attention_problem
-from topk_np.masking import MaskFunction
+from topk_np.options import AttentionOptions, spell_out
 from topk_np.problem import Problem, Task
 from topk_np.selection import select
 from topk_np.workers import check_workers
 
 
+@spell_out
 def kept_mass(
     query: Array,
     key: Array,
     /,
     *,
     k: int | list[int] | tuple[int, ...],
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array:
     """
     The share of each query's dense softmax weights that its `k` best keys hold.
@@ -75,7 +79,7 @@ def kept_mass(
     ks = [check_integer("k", one, least=1) for one in given]
     if not ks:
         raise ValueError("k must be an integer or a list of at least one, got an empty one")
-    problem = attention_problem(query, key, key, mask, is_causal, query_offset, scale, window)
+    problem = attention_problem(query, key, key, **options)
     xp = problem.xp
     out = problem.zeros(len(ks), *problem.batch, problem.queries)
 
@@ -91,6 +95,7 @@ def kept_mass(
     return out if given is k else out[0, ...]
 
 
+@spell_out
 def error_bound(
     query: Array,
     key: Array,
@@ -98,14 +103,10 @@ def error_bound(
     /,
     *,
     k: int,
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array:
     """
     How far top-k attention can be from dense attention at most, for each query.
@@ -155,7 +156,7 @@ def error_bound(
     array([3.])
     """
     k = check_integer("k", k, least=1)
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
+    problem = attention_problem(query, key, value, **options)
     xp = problem.xp
     out = problem.zeros(*problem.batch, problem.queries)
 
@@ -175,20 +176,17 @@ def error_bound(
     return out
 
 
+@spell_out
 def keys_for_mass(
     query: Array,
     key: Array,
     /,
     *,
     mass: float,
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array:
     """
     The smallest `k` with which each query keeps the wanted share of its softmax weights.
@@ -229,7 +227,7 @@ def keys_for_mass(
     mass = check_number("mass", mass)
     if not 0 < mass <= 1:
         raise ValueError(f"mass must be above 0 and at most 1, got {mass}")
-    problem = attention_problem(query, key, key, mask, is_causal, query_offset, scale, window)
+    problem = attention_problem(query, key, key, **options)
     xp = problem.xp
     out = problem.zeros(*problem.batch, problem.queries, dtype=xp.int64)
 
@@ -237,7 +235,7 @@ def keys_for_mass(
         (head,), rows = task
         weights = softmax(scores)
         falling = xp.flip(xp.sort(weights, axis=1), axis=1)
-        sums = (xp.cumsum if is_numpy(xp) else xp.cumulative_sum)(falling, axis=1)
+        sums = cumulative_sum(xp, falling)
         short = xp.sum(xp.astype(sums < mass, xp.int64), axis=1)
         allowed = xp.sum(xp.astype(scores != -xp.inf, xp.int64), axis=1)
         fewest = xp.where(short < allowed, short + 1, allowed)  # sums may end just below 1
@@ -311,7 +309,7 @@ def _each_chunk(
     """Call `measure` with every chunk of queries and its scores (C, n); -inf where masked."""
     if memory_budget is None:
         memory_budget = DEFAULT_MEMORY_BUDGET
-    chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
+    chunk = plan_dense_chunk(problem.dense_sizes, chunk_size, memory_budget)
 
     def work(task: Task) -> None:
         measure(task, problem.scores(problem.part(task), task, problem.seen(task)))

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from topk_np import core
-from topk_np._namespace import Array, array_namespace, check_integer
+from topk_np._namespace import Array, array_namespace
 from topk_np.chunking import Chunks, plan_chunks
 from topk_np.inputs import check_dout, ffn_problem
 from topk_np.problem import Problem
+from topk_np.rules import make_rule
 from topk_np.workers import check_workers
 
 
@@ -143,9 +144,9 @@ def topk_ffn(
     array([[2., 0.]])
     """
     problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate, select)
-    k = check_integer("k", k, least=1)
-    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
-    out = core.forward(problem, k, chunks, check_workers(workers))
+    rule = make_rule(k)
+    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
+    out = core.forward(problem, rule, chunks, check_workers(workers))
     return problem.xp.reshape(out, (*x.shape[:-1], out.shape[-1]))
 
 
@@ -187,11 +188,11 @@ def topk_ffn_fwd(
     (array([[0]], dtype=int32), array([[2.]]))
     """
     problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate, select)
-    k = check_integer("k", k, least=1)
-    chunks = plan_chunks(problem.sizes(k), chunk_size, memory_budget)
+    rule = make_rule(k)
+    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
     threads = check_workers(workers)
-    kept = core.Kept.empty(problem, k)
-    out = core.forward(problem, k, chunks, threads, kept)
+    kept = core.Kept.empty(problem, rule)
+    out = core.forward(problem, rule, chunks, threads, kept)
     lead = tuple(x.shape[:-1])
     residuals = TopKFFNResiduals(problem, lead, kept, chunks, threads)
     return problem.xp.reshape(out, (*lead, out.shape[-1])), residuals

@@ -10,78 +10,19 @@ same order. Long gradients are cut into ranges of keys, so that one head is enou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from topk_np._namespace import Array, cast
 from topk_np.chunking import slices
-from topk_np.kernels.masked import masked_matmul
-from topk_np.masking import Head, of_head, own_place
+from topk_np.positions import Head, of_head, own_place
 from topk_np.problem import Problem, Task
-from topk_np.rowsparse import scatter_matmul
+from topk_np.terms import SparseTerm, Term
 from topk_np.workers import MOST_TASKS, Crew
 
 MOST_RANGES = 4  # ranges of keys that one gradient is cut into
 LEAST_RANGE = 4096  # keys
-DENSE_BLOCK = 1024  # keys whose gradient is made at once
-
-
-class Term(Protocol):
-    """Something to be added to the gradient of one head of one input."""
-
-    def add_to(self, total: Array, first: int) -> None:
-        """Add it to `total`, the gradient's rows from `first` on."""
-
-
-@dataclass(frozen=True)
-class RowsTerm:
-    """Rows of a gradient, from row `start` on."""
-
-    rows: Array
-    start: int
-
-    def add_to(self, total: Array, first: int) -> None:
-        """See `Term`."""
-        total[self.start : self.start + self.rows.shape[0], :] += self.rows
-
-
-@dataclass(frozen=True)
-class DenseTerm:
-    """The transposed matrix of weights (C, n), where allowed, times `rows`; made as it is added."""
-
-    weights: Array
-    allowed: Array
-    rows: Array
-    start: int
-    """The row of the gradient that the first column of weights belongs to."""
-
-    def add_to(self, total: Array, first: int) -> None:
-        """See `Term`."""
-        low = max(first, self.start)
-        high = min(first + total.shape[0], self.start + self.weights.shape[1])
-        for some in slices(max(high - low, 0), DENSE_BLOCK):
-            keys = slice(low - self.start + some.start, low - self.start + some.stop)
-            total[low - first + some.start : low - first + some.stop, :] += masked_matmul(
-                self.weights[:, keys].T, self.allowed[:, keys].T, self.rows
-            )
-
-
-@dataclass(frozen=True)
-class SparseTerm:
-    """The transposed row-sparse matrix (weights, indices, counts) times `rows`."""
-
-    weights: Array
-    indices: Array
-    counts: Array
-    rows: Array
-
-    def add_to(self, total: Array, first: int) -> None:
-        """See `Term`."""
-        updated = scatter_matmul(self.weights, self.indices, self.counts, self.rows, total, first)
-        if updated is not total:
-            total[...] = updated
 
 
 Addend = tuple[str, Head, Term]  # the input and the head whose gradient the term is added to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from topk_np._namespace import (
     Array,
     check_choice,
     check_device,
+    check_flag,
     check_floats,
     check_ndim,
     check_number,
@@ -18,23 +20,27 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.activations import ACTIVATIONS
-from topk_np.masking import MaskFunction, make_mask
+from topk_np.bias import ALiBi, T5Bias, make_bias
+from topk_np.dropout import make_dropout
+from topk_np.masking import make_mask
+from topk_np.options import AttentionOptions
+from topk_np.positions import make_positions
 from topk_np.problem import Problem
+from topk_np.rules import AlwaysKept, check_always_keep
 
 SELECTS = ("activation", "score")
 
 
 def attention_problem(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | MaskFunction | None,
-    is_causal: bool,
-    query_offset: int | Array | None,
-    scale: float | None,
-    window: tuple[int | None, int | None] | None = None,
+    query: Array, key: Array, value: Array, /, **options: Unpack[AttentionOptions]
 ) -> Problem:
     """The inputs and options of attention, checked."""
+    unknown = options.keys() - AttentionOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"{min(unknown)} is not an option of attention, which are "
+            + ", ".join(AttentionOptions.__annotations__)
+        )
     xp = check_floats({"query": query, "key": key, "value": value})
     check_ndim("query", query, 2, "(..., Q, D)")
     check_ndim("key", key, 2, "(..., N, D)")
@@ -49,7 +55,21 @@ def attention_problem(
             "the leading axes of query, key and value must broadcast, got "
             f"{leads[0]}, {leads[1]} and {leads[2]}"
         ) from None
-    width = query.shape[-1]
+    (queries, width), keys = query.shape[-2:], key.shape[-2]
+    given = options.get
+    is_causal = check_flag("is_causal", given("is_causal", False))
+    mask, window, bias = given("mask"), given("window"), given("bias")
+    sinks, local = check_always_keep(given("always_keep"), keys)
+    by_position = {
+        "is_causal": is_causal,
+        "window": window is not None,
+        "a mask function": callable(mask),
+        "a bias by position": callable(bias) or isinstance(bias, (ALiBi, T5Bias)),
+        "always_keep": local > 0,
+    }
+    needed_by = next((name for name, used in by_position.items() if used), None)
+    positions = make_positions(query, given("query_offset"), batch, queries, keys, needed_by)
+    scale, softcap = given("scale"), given("softcap")
     return Problem(
         xp,
         plain(query),
@@ -58,17 +78,30 @@ def attention_problem(
         batch,
         ACTIVATIONS["softmax"],
         scale=1 / math.sqrt(max(width, 1)) if scale is None else check_number("scale", scale),
+        softcap=None if softcap is None else _check_softcap(softcap),
+        positions=positions,
         mask=make_mask(
             query,
+            positions,
             mask,
             is_causal,
-            query_offset,
             window,
+            given("query_lengths"),
+            given("key_lengths"),
             batch,
-            query.shape[-2],
-            key.shape[-2],
+            keys,
         ),
+        bias=make_bias(query, bias, positions, batch, keys),
+        dropout=make_dropout(given("dropout")),
+        always=AlwaysKept(sinks, local, positions) if sinks or local else None,
     )
+
+
+def _check_softcap(softcap: Any) -> float:
+    cap = check_number("softcap", softcap)
+    if cap <= 0:
+        raise ValueError(f"softcap must be above 0, got {cap}")
+    return cap
 
 
 def ffn_problem(
@@ -120,14 +153,30 @@ def _check_matrix(name: str, array: Array, legend: str) -> tuple[int, int]:
 
 def check_dout(like: Array, shape: tuple[int, ...], dout: Array) -> Array:
     """Check the gradient of an output, of the given shape and with the dtype of `like`."""
-    namespace_of({"the output": like, "dout": dout})
-    if dout is None:
-        raise TypeError("dout must be an array, got None")
-    if dout.dtype != like.dtype:
-        raise TypeError(f"dout must have the dtype of the output, {like.dtype}, got {dout.dtype}")
-    check_device("dout", dout, "the output", like)
-    if tuple(dout.shape) != shape:
-        raise ValueError(
-            f"dout must have the shape of the output, {shape}, got {tuple(dout.shape)}"
-        )
-    return plain(dout)
+    return _check_grad("dout", "the output", like, shape, like.dtype, dout)
+
+
+def check_douts(problem: Problem, with_lse: bool, dout: Any) -> tuple[Array, Array | None]:
+    """Check the gradient of what attention gave: of the output, and of `lse` where that is too."""
+    if not with_lse:
+        return check_dout(problem.query, problem.out_shape, dout), None
+    if not isinstance(dout, (tuple, list)) or len(dout) != 2:
+        got = len(dout) if isinstance(dout, (tuple, list)) else type(dout).__name__
+        raise TypeError(f"dout must be a pair (dout, dlse) after return_lse=True, got {got}")
+    shape = problem.out_shape[:-1]
+    dlse = _check_grad("dlse", "lse", problem.query, shape, problem.dtype, dout[1])
+    return check_dout(problem.query, problem.out_shape, dout[0]), dlse[..., None]
+
+
+def _check_grad(
+    name: str, of: str, like: Array, shape: tuple[int, ...], dtype: Any, given: Array
+) -> Array:
+    namespace_of({of: like, name: given})
+    if given is None:
+        raise TypeError(f"{name} must be an array, got None")
+    if given.dtype != dtype:
+        raise TypeError(f"{name} must have the dtype of {of}, {dtype}, got {given.dtype}")
+    check_device(name, given, of, like)
+    if tuple(given.shape) != shape:
+        raise ValueError(f"{name} must have the shape of {of}, {shape}, got {tuple(given.shape)}")
+    return plain(given)

@@ -6,134 +6,131 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import device
-
 from topk_np._namespace import (
     Array,
     Namespace,
     array_namespace,
+    check_broadcasts,
     check_device,
-    check_flag,
     check_integer,
     dtype_name,
     namespace_of,
 )
 from topk_np.kernels import engine
+from topk_np.positions import (
+    Head,
+    Positions,
+    check_lead_integers,
+    column,
+    of_head,
+    of_lead,
+    row,
+)
 
-Head = tuple[int, ...]  # the place of one head among the leading axes
-
-
-MaskFunction = Callable[[Array, Array], Array]
+PairFunction = Callable[[Array, Array], Array]  # of query positions (C, 1) and key positions (1, n)
 
 
 @dataclass(frozen=True)
 class Mask:
     """All that hides keys from queries, combined with *and*."""
 
-    pairs: Array | MaskFunction | None
+    positions: Positions
+    pairs: Array | PairFunction | None = None
     """
     Boolean, broadcastable to (..., Q, N), True where the query may attend; or a function of
     positions (C, 1) and (1, n) that gives as much for some of the pairs.
     """
-    left: int | None
+    left: int | None = None
     """How many positions before its own a query sees; None: all, as for the next."""
-    right: int | None
+    right: int | None = None
     """How many positions after its own a query sees: 0 in causal attention."""
-    offset: int | Array
-    """The position of the first query: one for all, or an integer array over the leading axes."""
+    query_lengths: Any = None
+    """How many of a head's queries there are, the others seeing nothing; None: all, as next."""
+    key_lengths: Any = None
+    """How many of a head's keys there are."""
 
     def visible(self, head: Head, rows: slice, keys: int) -> slice:
         """The keys, of so many, outside of which none of these queries sees any."""
-        offset = self._offset(head)
-        start = 0 if self.left is None else rows.start + offset - self.left
-        stop = keys if self.right is None else rows.stop + offset + self.right
+        end = rows.stop
+        if self.query_lengths is not None:
+            end = min(end, of_lead(self.query_lengths, head))
+        if self.key_lengths is not None:
+            keys = min(keys, of_lead(self.key_lengths, head))
+        first = self.positions.first(head, rows)
+        start = 0 if self.left is None else first - self.left
+        stop = keys if self.right is None else first + end - rows.start + self.right
+        if end <= rows.start:
+            stop = start
         start = max(0, min(keys, start))
         return slice(start, max(start, min(keys, stop)))
 
     def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
         """Scores (C, n), our own to change, with -inf where a query may not attend to a key."""
+        hide, count = engine(xp).hide, scores.shape[0]
+        first = self.positions.first(head, rows)
         if callable(self.pairs):
-            allowed = _ask(self.pairs, scores, rows.start + self._offset(head), keys)
-            scores = engine(xp).hide(scores, allowed)
+            allowed = ask("mask", self.pairs, scores, first, keys)
+            if dtype_name(allowed) != "bool":
+                raise TypeError(f"mask must return a boolean array, got dtype {allowed.dtype}")
+            scores = hide(scores, xp.broadcast_to(allowed, scores.shape))
         elif self.pairs is not None:
-            allowed = of_head(self.pairs, head)
-            allowed = allowed[rows if allowed.shape[0] > 1 else slice(None), :]
-            allowed = allowed[:, keys if allowed.shape[1] > 1 else slice(None)]
-            scores = engine(xp).hide(scores, allowed)
-        position, count = rows.start + self._offset(head), scores.shape[0]
-        where = {"dtype": xp.int64, "device": device(scores)}
+            scores = hide(scores, of_chunk(self.pairs, head, rows, keys))
         # The first query's outermost key, as near to these keys as changes nothing: positions may
         # be too large for an array.
-        if self.right is not None and position + self.right < keys.stop - 1:
-            last = max(position + self.right, keys.start - count)
-            lasts = xp.arange(last, last + count, **where)[:, None]
-            key = xp.arange(keys.start, keys.stop, **where)[None, :]
-            scores = engine(xp).hide(scores, key <= lasts)
-        if self.left is not None and position + count - 1 - self.left > keys.start:
-            first = min(position - self.left, keys.stop)
-            firsts = xp.arange(first, first + count, **where)[:, None]
-            key = xp.arange(keys.start, keys.stop, **where)[None, :]
-            scores = engine(xp).hide(scores, key >= firsts)
+        key = row(xp, keys.start, keys.stop - keys.start, scores)
+        if self.right is not None and first + self.right < keys.stop - 1:
+            last = max(first + self.right, keys.start - count)
+            scores = hide(scores, key <= column(xp, last, count, scores))
+        if self.left is not None and first + count - 1 - self.left > keys.start:
+            least = min(first - self.left, keys.stop)
+            scores = hide(scores, key >= column(xp, least, count, scores))
+        if self.key_lengths is not None and of_lead(self.key_lengths, head) < keys.stop:
+            scores = hide(scores, key < of_lead(self.key_lengths, head))
+        if self.query_lengths is not None and of_lead(self.query_lengths, head) < rows.stop:
+            length = of_lead(self.query_lengths, head)
+            scores = hide(scores, column(xp, rows.start, count, scores) < length)
         return scores
 
-    def _offset(self, head: Head) -> int:
-        if isinstance(self.offset, int):
-            return self.offset
-        return int(self.offset[own_place(self.offset.shape, head)])
+
+def of_chunk(array: Array, head: Head, rows: slice, keys: slice) -> Array:
+    """Some rows and columns of a head's matrix, (C or 1, n or 1), of an array over (..., Q, N)."""
+    matrix = of_head(array, head)
+    matrix = matrix[rows if matrix.shape[0] > 1 else slice(None), :]
+    return matrix[:, keys if matrix.shape[1] > 1 else slice(None)]
 
 
-def _ask(function: MaskFunction, scores: Array, first: int, keys: slice) -> Array:
-    """What a function says of the pairs of `scores` (C, n), queries from position `first` on."""
+def ask(name: str, function: PairFunction, scores: Array, first: int, keys: slice) -> Array:
+    """What the option `name` says of the pairs of `scores` (C, n), queries from `first` on."""
     xp = array_namespace(scores)
-    where = {"dtype": xp.int64, "device": device(scores)}
-    query = xp.arange(first, first + scores.shape[0], **where)[:, None]
-    allowed = function(query, xp.arange(keys.start, keys.stop, **where)[None, :])
-    namespace_of({"query": scores, "what mask returns": allowed})
-    if dtype_name(allowed) != "bool":
-        raise TypeError(f"mask must return a boolean array, got dtype {allowed.dtype}")
-    _check_broadcasts("what mask returns", tuple(allowed.shape), tuple(scores.shape), "(C, n)")
-    return xp.broadcast_to(allowed, scores.shape)
-
-
-def of_head(array: Array, head: Head) -> Array:
-    """The last two axes of `array` at one head; its leading axes broadcast to the heads'."""
-    return array[(*own_place(array.shape[:-2], head), slice(None), slice(None))]
-
-
-def own_place(lead: tuple[int, ...], head: Head) -> Head:
-    """The place of a head among leading axes that broadcast to the heads'."""
-    own = head[len(head) - len(lead) :]
-    return tuple(0 if length == 1 else i for length, i in zip(lead, own, strict=True))
+    queries = column(xp, first, scores.shape[0], scores)
+    said = function(queries, row(xp, keys.start, keys.stop - keys.start, scores))
+    namespace_of({"query": scores, f"what {name} returns": said})
+    check_broadcasts(f"what {name} returns", tuple(said.shape), tuple(scores.shape), "(C, n)")
+    return said
 
 
 def make_mask(
     query: Array,
+    positions: Positions,
     mask: Any,
-    is_causal: Any,
-    query_offset: Any,
+    is_causal: bool,
     window: Any,
+    query_lengths: Any,
+    key_lengths: Any,
     batch: Head,
-    queries: int,
     keys: int,
 ) -> Mask | None:
     """Check the mask options of an attention call; None if nothing is hidden."""
+    queries = query.shape[-2]
+    left, right = (None, None) if window is None else _check_window(window)
     if mask is not None and not callable(mask):
         mask = _check_mask(query, mask, (*batch, queries, keys))
-    is_causal = check_flag("is_causal", is_causal)
-    left, right = (None, None) if window is None else _check_window(window)
-    if query_offset is not None:
-        query_offset = _check_offset(query, query_offset, batch)
-    elif (is_causal or window is not None or callable(mask)) and queries != keys:
-        needs = "is_causal" if is_causal else "a mask function" if window is None else "window"
-        raise ValueError(
-            f"query_offset, the position of the first query, is required with {needs} when the "
-            f"numbers of queries and keys differ, got {queries} queries and {keys} keys"
-        )
     if is_causal:
         right = 0
-    if mask is None and left is None and right is None:
-        return None
-    return Mask(mask, left, right, 0 if query_offset is None else query_offset)
+    query_lengths = _check_lengths("query_lengths", query_lengths, query, batch, queries)
+    key_lengths = _check_lengths("key_lengths", key_lengths, query, batch, keys)
+    hiding = (mask, left, right, query_lengths, key_lengths)
+    return None if all(one is None for one in hiding) else Mask(positions, *hiding)
 
 
 def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
@@ -144,7 +141,7 @@ def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
             f"mask must be boolean, True where a query may attend, got dtype {mask.dtype}; "
             "terms to be added to the scores are a bias"
         )
-    _check_broadcasts("mask", tuple(mask.shape), full, "(..., Q, N)")
+    check_broadcasts("mask", tuple(mask.shape), full, "(..., Q, N)")
     if mask.ndim < 2:
         mask = xp.reshape(mask, (1,) * (2 - mask.ndim) + tuple(mask.shape))
     return mask
@@ -162,25 +159,15 @@ def _check_window(window: Any) -> tuple[int | None, int | None]:
     return left, right
 
 
-def _check_offset(query: Array, offset: Any, batch: Head) -> int | Array:
-    if getattr(offset, "shape", ()) == ():
-        return check_integer("query_offset", offset)
-    namespace_of({"query": query, "query_offset": offset})
-    check_device("query_offset", offset, "query", query)
-    if "int" not in dtype_name(offset):
-        raise TypeError(
-            "query_offset must be an integer or an integer array, "
-            f"got an array of dtype {offset.dtype}"
-        )
-    _check_broadcasts("query_offset", tuple(offset.shape), batch, "(...)")
-    return offset
-
-
-def _check_broadcasts(
-    name: str, shape: tuple[int, ...], full: tuple[int, ...], legend: str
-) -> None:
-    fits = len(shape) <= len(full) and all(
-        own in (1, whole) for own, whole in zip(shape[::-1], full[::-1], strict=False)
+def _check_lengths(name: str, given: Any, query: Array, batch: Head, most: int) -> Any:
+    if given is None:
+        return None
+    lengths = check_lead_integers(name, given, query, batch)
+    low, high = (
+        (lengths,) * 2
+        if isinstance(lengths, int)
+        else (int(lengths.min(initial=most)), int(lengths.max(initial=0)))
     )
-    if not fits:
-        raise ValueError(f"{name} must broadcast to {legend}, here {full}, got shape {shape}")
+    if low < 0 or high > most:
+        raise ValueError(f"{name} must be from 0 to {most}, got {low if low < 0 else high}")
+    return lengths

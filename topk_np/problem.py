@@ -13,13 +13,26 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from array_api_compat import device
 
-from topk_np._namespace import Array, Namespace, array_namespace, cast, compute_dtype, is_numpy
+from topk_np._namespace import (
+    Array,
+    Namespace,
+    array_namespace,
+    cast,
+    check_flag,
+    compute_dtype,
+    is_numpy,
+)
 from topk_np.activations import Activation
+from topk_np.bias import ArrayBias, Bias, FunctionBias, TableBias
 from topk_np.chunking import WORTH_THREADS, Sizes, slices
+from topk_np.dropout import Dropout
 from topk_np.kernels import engine
-from topk_np.masking import Head, Mask, of_head
+from topk_np.masking import Mask
+from topk_np.positions import Head, Positions, column, of_head
+from topk_np.rules import AlwaysKept, Rule
 from topk_np.workers import Crew, Scratch
 
 INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")
@@ -72,7 +85,13 @@ class Problem:
     """The shape that all leading axes broadcast to."""
     activation: Activation
     scale: float = 1.0
+    positions: Positions = field(default_factory=Positions)
     mask: Mask | None = None
+    bias: Bias | None = None
+    softcap: float | None = None
+    """With a softcap c the scaled product x becomes c tanh(x / c), before the bias."""
+    dropout: Dropout | None = None
+    always: AlwaysKept | None = None
     gate: Array | None = None
     """(N, D). With a gate the weights are activation(query gateᵀ) * (query keyᵀ + key_bias)."""
     key_bias: Array | None = None
@@ -85,8 +104,14 @@ class Problem:
     @property
     def inputs(self) -> dict[str, Array]:
         """The arrays that have a gradient, by name; those not given are left out."""
-        given = ((name, getattr(self, name)) for name in INPUTS)
-        return {name: array for name, array in given if array is not None}
+        named = {name: getattr(self, name) for name in INPUTS}
+        named["bias"] = None if self.learned_bias is None else self.learned_bias.array
+        return {name: array for name, array in named.items() if array is not None}
+
+    @property
+    def learned_bias(self) -> ArrayBias | TableBias | None:
+        """The bias, if it has a gradient."""
+        return self.bias if isinstance(self.bias, (ArrayBias, TableBias)) else None
 
     @property
     def queries(self) -> int:
@@ -115,29 +140,53 @@ class Problem:
 
         A positive factor changes no order, so ranking can do without it; one of at most 1 makes
         nothing infinite, and so masks nothing. It is never moved into the product, where it would
-        make equal integer products differ.
+        make equal integer products differ. What comes after the scale leaves it no choice.
         """
-        return self.scale if LEAST_LATE_SCALE <= self.scale <= 1 else 1.0
+        late = self.bias is None and self.softcap is None
+        return self.scale if late and LEAST_LATE_SCALE <= self.scale <= 1 else 1.0
 
-    def sizes(self, k: int) -> Sizes:
+    def slots(self, rule: Rule) -> int:
+        """K, how many keys a query keeps at most."""
+        always = 0 if self.always is None else self.always.slots
+        return min(rule.most + always, self.keys)
+
+    def sizes(self, rule: Rule) -> Sizes:
         """What the plan for this problem depends on."""
+        # Beyond the scores: what an option makes for a block of them, and for the kept slots.
+        asked = isinstance(self.bias, FunctionBias)
+        matrices = 4 * self.ranks_weights + max(asked, 2 * (rule.p is not None))
+        moved = 2 * (rule.p is not None or self.always is not None)
+        shared = 8 * isinstance(self.bias, TableBias)
         return Sizes(
             heads=len(self.heads()),
             queries=self.queries,
             keys=self.keys,
             width=int(self.query.shape[-1] + self.value.shape[-1]),
-            slots=min(k, self.keys),
+            slots=self.slots(rule),
             itemsize=8 if self.dtype == self.xp.float64 else 4,
             narrow=self.dtype != self.query.dtype,
-            score_matrices=1 + 4 * self.ranks_weights,
-            masked=self.mask is not None,
+            score_matrices=1 + matrices,
+            slot_matrices=max(moved, 8 * (self.dropout is not None), shared),
+            held_matrices=int(self.learned_bias is not None),
+            masked=self.mask is not None or self.always is not None,
             whole_rows=self.ranks_weights and not self.activation.by_element,
         )
+
+    @property
+    def dense_sizes(self) -> Sizes:
+        """What the plan for the dense function depends on."""
+        return self.sizes(Rule(max(self.keys, 1)))
 
     def zeros(self, *shape: int, dtype: Any = None) -> Array:
         """An array of zeros beside the inputs, of the computing dtype unless told otherwise."""
         dtype = self.dtype if dtype is None else dtype
         return self.xp.zeros(shape, dtype=dtype, device=device(self.query))
+
+    def room_for_lse(self, wanted: Any) -> Array | None:
+        """(..., Q, 1) for the log-sum-exp of each query's scores, if that is wanted."""
+        if not check_flag("return_lse", wanted):
+            return None
+        return self.zeros(*self.out_shape[:-1], 1)
 
     def heads(self) -> list[Head]:
         """The place of every head among the leading axes."""
@@ -169,18 +218,25 @@ class Problem:
         """(G C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""
         gated = self.gate is not None
         scores = self._product("gate" if gated else "key", part, task, keys, scratch)
-        if self.late_scale != self.scale:
-            scores = scores * self.scale
+        if self.softcap is not None:
+            scores *= self.scale / self.softcap
+            scores = engine(self.xp).tanh(scores)
+            scores *= self.softcap
+        elif self.late_scale != self.scale:
+            scores *= self.scale
         if self.key_bias is not None and not gated:
-            scores = scores + self._key_bias(part, keys)
-        if self.mask is None:
-            return scores
-        mask = self.mask
-        return _each_head(
-            task,
-            scores,
-            lambda i, own: mask.hide(self.xp, own, task.heads[i], task.rows, keys),
-        )
+            scores += self._key_bias(part, keys)
+
+        def finish(i: int, own: Array) -> Array:
+            head = task.heads[i]
+            if self.bias is not None:
+                bias = self.bias.values(own, head, task.rows, keys)
+                own += cast(self.xp, bias, self.dtype)
+            if self.mask is not None:
+                own = self.mask.hide(self.xp, own, head, task.rows, keys)
+            return own
+
+        return each_head(task, scores, finish)
 
     def scores(self, part: Part, task: Task, keys: slice) -> Array:
         """(G C, n): what goes into the activation, of some keys; -inf where one is masked."""
@@ -195,6 +251,17 @@ class Problem:
             return None
         linear = self._product("key", part, task, keys, scratch)
         return linear if self.key_bias is None else linear + self._key_bias(part, keys)
+
+    def dropout_factors(self, task: Task, indices: Array) -> Array:
+        """(G C, K): what dropout multiplies the weights of some keys (G C, K) by."""
+        assert self.dropout is not None
+        factors = []
+        for head, own in zip(task.heads, task.per_head(indices), strict=True):
+            first = self.positions.first(head, task.rows)
+            queries = column(self.xp, first % 2**32, own.shape[0], own)
+            place = int(np.ravel_multi_index(head, self.batch)) if head else 0
+            factors.append(self.dropout.factors(place, queries, own, self.dtype))
+        return factors[0] if len(factors) == 1 else self.xp.concat(factors, axis=0)
 
     def crew(self, workers: Any) -> Crew:
         """The threads for this problem: one where more are not worth starting."""
@@ -217,10 +284,10 @@ class Problem:
         else:
             products = scratch.matrix(name, *shape, self.dtype, empty)
         rows, kernels = task.per_head(part.query), engine(self.xp)
-        return _each_head(task, products, lambda i, own: kernels.matmul(rows[i], matrices[i], own))
+        return each_head(task, products, lambda i, own: kernels.matmul(rows[i], matrices[i], own))
 
 
-def _each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:
+def each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:
     """`stacked` after ``make(i, rows)`` on the rows of each head, which may work in place."""
     for i, own in enumerate(task.per_head(stacked)):
         made = make(i, own)

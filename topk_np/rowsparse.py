@@ -32,3 +32,8 @@ def scatter_matmul(
     """
     kernels = engine(array_namespace(weights))
     return kernels.scatter_matmul(weights, indices, counts, rows, out, first)
+
+
+def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
+    """`out` (C, N) plus the row-sparse matrix itself; on NumPy it is added to in place."""
+    return engine(array_namespace(weights)).add_slots(weights, indices, counts, out)

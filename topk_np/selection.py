@@ -158,7 +158,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     values, indices = _select_any(xp, scores, min(k, length))
     if sorted:
         # Ascending indices make a stable sort put the lower index first among equals.
-        order = _falling(xp, values)
+        order = falling(xp, values)
         values = xp.take_along_axis(values, order, axis=1)
         indices = xp.take_along_axis(indices, order, axis=1)
     shape = (*lead, values.shape[1])
@@ -184,7 +184,7 @@ def _select_any(xp: Namespace, scores: Array, k: int) -> tuple[Array, Array]:
     return xp.take_along_axis(scores, xp.astype(indices, xp.int64), axis=1), indices
 
 
-def _falling(xp: Namespace, values: Array) -> Array:
+def falling(xp: Namespace, values: Array) -> Array:
     """A stable order of each row: NaN, then falling values."""
     nan = xp.isnan(values)
     order = xp.argsort(xp.where(nan, 0.0, -values), axis=1, stable=True)

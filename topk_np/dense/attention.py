@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Unpack
 
 from topk_np._namespace import Array
-from topk_np.attention import AttentionGrads
+from topk_np.attention import AttentionGrads, attention_grads
 from topk_np.chunking import plan_dense_chunk
 from topk_np.dense import core
-from topk_np.inputs import attention_problem, check_dout
-from topk_np.masking import MaskFunction
+from topk_np.inputs import attention_problem, check_douts
+from topk_np.options import AttentionOptions, spell_out
 from topk_np.problem import Problem
 from topk_np.workers import check_workers
 
@@ -22,6 +23,8 @@ class DenseAttentionResiduals:
     problem: Problem
     chunk_size: int
     workers: int | Executor = field(repr=False)
+    with_lse: bool = False
+    """Whether the log-sum-exp was returned, and so has a gradient too."""
 
     @property
     def nbytes(self) -> int:
@@ -29,20 +32,18 @@ class DenseAttentionResiduals:
         return 0
 
 
+@spell_out
 def dense_attention(
     query: Array,
     key: Array,
     value: Array,
     /,
     *,
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
+    return_lse: bool = False,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array:
     """
     Attention over all keys: ``softmax(scale query keyᵀ) value``.
@@ -104,32 +105,27 @@ def dense_attention(
         query,
         key,
         value,
-        mask=mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        window=window,
-        scale=scale,
+        return_lse=return_lse,
         chunk_size=chunk_size,
         memory_budget=memory_budget,
         workers=workers,
+        **options,
     )
     return out
 
 
+@spell_out
 def dense_attention_fwd(
     query: Array,
     key: Array,
     value: Array,
     /,
     *,
-    mask: Array | MaskFunction | None = None,
-    is_causal: bool = False,
-    query_offset: int | Array | None = None,
-    window: tuple[int | None, int | None] | None = None,
-    scale: float | None = None,
+    return_lse: bool = False,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> tuple[Array, DenseAttentionResiduals]:
     """
     `dense_attention`, and what its backward pass needs.
@@ -151,11 +147,13 @@ def dense_attention_fwd(
     >>> residuals.nbytes
     0
     """
-    problem = attention_problem(query, key, value, mask, is_causal, query_offset, scale, window)
+    problem = attention_problem(query, key, value, **options)
     threads = check_workers(workers)
-    chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
-    out = core.forward(problem, chunk, threads)
-    return out, DenseAttentionResiduals(problem, chunk, threads)
+    chunk = plan_dense_chunk(problem.dense_sizes, chunk_size, memory_budget)
+    lse = problem.room_for_lse(return_lse)
+    out = core.forward(problem, chunk, threads, lse)
+    residuals = DenseAttentionResiduals(problem, chunk, threads, return_lse)
+    return (out if lse is None else (out, lse[..., 0])), residuals
 
 
 def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -196,6 +194,6 @@ def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> A
         raise TypeError(
             "residuals must come from dense_attention_fwd, got " + type(residuals).__name__
         )
-    problem = residuals.problem
-    dout = check_dout(problem.query, problem.out_shape, dout)
-    return AttentionGrads(**core.backward(problem, dout, residuals.chunk_size, residuals.workers))
+    problem, chunk = residuals.problem, residuals.chunk_size
+    dout, dlse = check_douts(problem, residuals.with_lse, dout)
+    return attention_grads(problem, core.backward(problem, dout, chunk, residuals.workers, dlse))

@@ -10,10 +10,14 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import NamedTuple
 
+from array_api_compat import device
+
 from topk_np._namespace import Array, cast
-from topk_np.gradients import Addend, DenseTerm, RowsTerm, Term, sum_gradients
+from topk_np.activations import logsumexp
+from topk_np.gradients import Addend, sum_gradients
 from topk_np.kernels.masked import masked_matmul
 from topk_np.problem import Problem, Task
+from topk_np.terms import DenseTerm, RowsTerm, Term
 
 
 class _Chunk(NamedTuple):
@@ -33,11 +37,15 @@ class _Chunk(NamedTuple):
     activated: Array
     linear: Array | None
     """The linear factor of a gated unit."""
+    factors: Array | None
+    """What dropout multiplies the weights by."""
     weights: Array
 
 
-def forward(problem: Problem, chunk: int, workers: int | Executor) -> Array:
-    """The output (..., Q, V)."""
+def forward(
+    problem: Problem, chunk: int, workers: int | Executor, lse: Array | None = None
+) -> Array:
+    """The output (..., Q, V); `lse` (..., Q, 1), if given, gets the log-sum-exp of the scores."""
     xp = problem.xp
     out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
 
@@ -48,6 +56,8 @@ def forward(problem: Problem, chunk: int, workers: int | Executor) -> Array:
             piece = piece + cast(xp, problem.value_bias, problem.dtype)
         (head,) = task.heads
         out[(*head, task.rows, slice(None))] = cast(xp, piece, out.dtype)
+        if lse is not None:
+            lse[(*head, task.rows, slice(None))] = logsumexp(made.scores)
 
     with problem.crew(workers) as crew:
         crew.map(work, problem.tasks(chunk))
@@ -55,15 +65,19 @@ def forward(problem: Problem, chunk: int, workers: int | Executor) -> Array:
 
 
 def backward(
-    problem: Problem, dout: Array, chunk: int, workers: int | Executor
+    problem: Problem,
+    dout: Array,
+    chunk: int,
+    workers: int | Executor,
+    dlse: Array | None = None,
 ) -> dict[str, Array]:
-    """The gradients of the inputs by name."""
+    """The gradients of the inputs by name, from those of the output and of the log-sum-exp."""
     xp = problem.xp
 
     def terms_of(task: Task) -> list[Addend]:
         (head,), rows = task
         made = _weigh(problem, task)
-        first, query, key, value, gate, scores, allowed, activated, linear, weights = made
+        first, query, key, value, gate, scores, allowed, activated, linear, factors, weights = made
         dpiece = cast(xp, dout[(*head, rows, slice(None))], problem.dtype)
 
         # piece = weights value + value_bias
@@ -71,11 +85,23 @@ def backward(
         terms: dict[str, Term] = {"value": DenseTerm(weights, allowed, dpiece, first)}
         if problem.value_bias is not None:
             terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
+        if factors is not None:
+            dweights = dweights * factors
         # weights = activation(scores) * linear
         dactivated = dweights if linear is None else dweights * linear
         dscores = xp.where(allowed, problem.activation.vjp(scores, activated, dactivated), 0.0)
-        # scores, or the linear factor of a gated unit, = scale * query keyᵀ + key_bias
+        if dlse is not None:
+            drows = cast(xp, dlse[(*head, rows, slice(None))], problem.dtype)
+            dscores = dscores + xp.where(allowed, activated * drows, 0.0)
+        # scores = softcap(scale * query keyᵀ) + bias; of a feed-forward layer query keyᵀ +
+        # key_bias, or of a gated unit the linear factor
+        if problem.learned_bias is not None:
+            keys = slice(first, first + key.shape[0])
+            terms["bias"] = problem.learned_bias.dense_term(head, rows, keys, dscores)
         dproduct = dscores if linear is None else xp.where(allowed, dweights * activated, 0.0)
+        if problem.softcap is not None:
+            capped = xp.tanh(query @ key.T * (problem.scale / problem.softcap))
+            dproduct = xp.where(allowed, dproduct * (1 - capped**2), 0.0)
         if problem.key_bias is not None:
             terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], first)
         dproduct = dproduct * problem.scale
@@ -103,6 +129,12 @@ def _weigh(problem: Problem, task: Task) -> _Chunk:
     linear = problem.linear(part, task, keys)
     activated = problem.activation.value(scores)
     allowed = scores != -xp.inf
+    weights = activated if linear is None else activated * linear
+    factors = None
+    if problem.dropout is not None:
+        places = xp.arange(keys.start, keys.stop, dtype=xp.int64, device=device(scores))
+        factors = problem.dropout_factors(task, xp.broadcast_to(places[None, :], scores.shape))
+        weights = weights * factors
     return _Chunk(
         keys.start,
         part.query,
@@ -113,5 +145,6 @@ def _weigh(problem: Problem, task: Task) -> _Chunk:
         allowed,
         activated,
         linear,
-        xp.where(allowed, activated if linear is None else activated * linear, 0.0),
+        factors,
+        xp.where(allowed, weights, 0.0),
     )

@@ -145,7 +145,7 @@ def dense_ffn_fwd(
     """
     problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate)
     threads = check_workers(workers)
-    chunk = plan_dense_chunk(problem.sizes(problem.keys), chunk_size, memory_budget)
+    chunk = plan_dense_chunk(problem.dense_sizes, chunk_size, memory_budget)
     lead = tuple(x.shape[:-1])
     out = problem.xp.reshape(core.forward(problem, chunk, threads), (*lead, values.shape[-1]))
     return out, DenseFFNResiduals(problem, lead, chunk, threads)

@@ -37,6 +37,11 @@ def hide(scores: Array, allowed: Array) -> Array:
     return scores
 
 
+def tanh(scores: Array) -> Array:
+    """The hyperbolic tangent of `scores`, in place."""
+    return np.tanh(scores, out=scores)
+
+
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     k = min(k, scores.shape[1])
@@ -292,6 +297,13 @@ def scatter_matmul(
     )
     if total is not out:
         out[...] = total
+    return out
+
+
+def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
+    """`out` (C, N), to which ``weights[i, j]`` is added at ``[i, indices[i, j]]``."""
+    used = _used(indices, counts)
+    out[np.nonzero(used)[0], indices[used]] += weights[used]  # a row has an index once
     return out
 
 

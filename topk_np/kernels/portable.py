@@ -23,6 +23,11 @@ def hide(scores: Array, allowed: Array) -> Array:
     return xp.where(allowed, scores, -xp.inf)
 
 
+def tanh(scores: Array) -> Array:
+    """The hyperbolic tangent of `scores`; other engines work in place."""
+    return array_namespace(scores).tanh(scores)
+
+
 def select(scores: Array, k: int) -> Selection:
     """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
     xp = array_namespace(scores)
@@ -84,17 +89,30 @@ def scatter_matmul(
 
     Indices outside of `out` are left out, so that several calls can share the work.
     """
+    dense, hit = _dense(weights, indices, counts, first, first + out.shape[0])
+    return out + masked_matmul(dense.T, hit.T, rows)
+
+
+def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
+    """`out` (C, N), to which ``weights[i, j]`` is added at ``[i, indices[i, j]]``."""
+    dense, _ = _dense(weights, indices, counts, 0, out.shape[1])
+    return out + dense
+
+
+def _dense(
+    weights: Array, indices: Array, counts: Array, first: int, last: int
+) -> tuple[Array, Array]:
+    """The columns from `first` to `last` of a row-sparse matrix, and where it has a slot."""
     xp = array_namespace(weights)
-    last = first + out.shape[0]
     columns = xp.arange(first, last, dtype=xp.int32, device=device(indices))[None, :]
     used = _used(indices, counts)
-    hit = xp.zeros((rows.shape[0], out.shape[0]), dtype=xp.bool, device=device(indices))
+    hit = xp.zeros((indices.shape[0], last - first), dtype=xp.bool, device=device(indices))
     dense = xp.zeros(hit.shape, dtype=weights.dtype, device=device(indices))
     for slot in range(indices.shape[1]):
         here = used[:, slot, None] & (indices[:, slot, None] == columns)
         hit = hit | here
         dense = xp.where(here, weights[:, slot, None], dense)
-    return out + masked_matmul(dense.T, hit.T, rows)
+    return dense, hit
 
 
 def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:

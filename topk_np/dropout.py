@@ -1,0 +1,82 @@
+"""
+Dropout that depends on nothing but a seed and the place of a weight.
+
+Whether a weight is dropped is a pure function of the seed, the head, and the positions of query
+and key, so that chunks and threads change nothing and the backward pass drops the same ones. The
+function is the counter-based generator Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw,
+*Parallel Random Numbers: As Easy as 1, 2, 3*, 2011), in 32-bit integers that wrap around.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from topk_np._namespace import Array, array_namespace, check_integer, check_number
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+SEEDS = 2**64
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """The option `dropout`, checked."""
+
+    rate: float
+    """The probability that a weight is dropped."""
+    seed: int
+
+    def factors(self, head: int, queries: Array, keys: Array, dtype: Any) -> Array:
+        """
+        0 where a weight is dropped, else 1 / (1 - rate).
+
+        `head` is the flat index over the leading axes; `queries` (C, 1) and `keys` (C or 1, n) are
+        positions, taken modulo 2^32.
+        """
+        xp = array_namespace(queries)
+        queries, keys = (xp.astype(positions, xp.int32) for positions in (queries, keys))
+        seed = _signed(self.seed), _signed(self.seed >> 32)
+        # A key for each query first, then a random number for each of its keys.
+        row = threefry(seed, (xp.full_like(queries, _signed(head)), queries))
+        bits, _ = threefry(row, (keys, xp.zeros_like(keys)))
+        kept = bits >= min(round(self.rate * 2**32), 2**32 - 1) - 2**31
+        return xp.where(kept, xp.astype(kept, dtype) / (1 - self.rate), 0.0)
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Threefry-2x32-20: two int32 of random bits for each key and counter, which broadcast."""
+    x, y = counter
+    keys = (*key, key[0] ^ key[1] ^ PARITY)
+    x, y = x + keys[0], y + keys[1]
+    for block in range(5):
+        for rotation in ROTATIONS[block % 2]:
+            x = x + y
+            # The shift to the right repeats the sign, which the mask takes away again.
+            y = (y << rotation) | ((y >> (32 - rotation)) & ((1 << rotation) - 1))
+            y = x ^ y
+        x = x + keys[(block + 1) % 3]
+        y = y + keys[(block + 2) % 3] + (block + 1)
+    return x, y
+
+
+def _signed(number: int) -> int:
+    """An integer modulo 2^32, as those of int32 are."""
+    return ((number + 2**31) & 0xFFFFFFFF) - 2**31
+
+
+def make_dropout(dropout: Any) -> Dropout | None:
+    """Check the option `dropout`, a pair (rate, seed); None where nothing is dropped."""
+    if dropout is None:
+        return None
+    if not isinstance(dropout, (tuple, list)):
+        raise TypeError(f"dropout must be a pair (rate, seed), got {type(dropout).__name__}")
+    if len(dropout) != 2:
+        raise ValueError(f"dropout must be a pair (rate, seed), got {len(dropout)} entries")
+    rate, seed = check_number("dropout's rate", dropout[0]), dropout[1]
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout's rate must be at least 0 and below 1, got {rate}")
+    seed = check_integer("dropout's seed", seed, least=0)
+    if seed >= SEEDS:
+        raise ValueError(f"dropout's seed must be below 2^64, got {seed}")
+    return Dropout(rate, seed) if rate > 0 else None

@@ -1,0 +1,93 @@
+"""The rules by which a query keeps keys: the k best, the best that hold a mass p, some always."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from topk_np._namespace import Array, array_namespace, check_integer, check_number
+from topk_np.positions import Head, Positions, column, row
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How many of its best keys a query keeps."""
+
+    most: int
+    """At most so many: k, or max_k."""
+    p: float | None = None
+    """No more than hold this share of the softmax's weights; None: as many as there may be."""
+
+
+def make_rule(k: Any, p: Any = None, max_k: Any = None) -> Rule:
+    """Check the options `k`, `p` and `max_k`."""
+    if p is None:
+        if max_k is not None:
+            raise ValueError(f"max_k is for p, which was not given, got max_k={max_k!r}")
+        return Rule(check_integer("k", k, least=1))
+    if k is not None:
+        raise ValueError(f"either k or p must be given, not both, got k={k!r} and p={p!r}")
+    p = check_number("p", p)
+    if not 0 < p <= 1:
+        raise ValueError(f"p must be above 0 and at most 1, got {p}")
+    if max_k is None:
+        raise ValueError("max_k, the most keys that a query keeps, is required with p, got None")
+    return Rule(check_integer("max_k", max_k, least=1), p)
+
+
+@dataclass(frozen=True)
+class AlwaysKept:
+    """Keys kept beside the best: the first of all, and the nearest at or before the query."""
+
+    sinks: int
+    local: int
+    positions: Positions
+
+    @property
+    def slots(self) -> int:
+        """How many keys they are at most."""
+        return self.sinks + self.local
+
+    def pairs(self, like: Array, head: Head, rows: slice, keys: slice) -> Array:
+        """(C, n) bool: which of some keys are always kept, by which of some queries."""
+        xp = array_namespace(like)
+        count = rows.stop - rows.start
+        key = row(xp, keys.start, keys.stop - keys.start, like)
+        query = column(xp, self._first(head, rows, keys.stop), count, like)
+        return (key < self.sinks) | ((key <= query) & (key > query - self.local))
+
+    def indices(self, like: Array, head: Head, rows: slice, keys: int) -> Array:
+        """(C, sinks + local) int64: those among so many keys, each once, and -1."""
+        xp = array_namespace(like)
+        count = rows.stop - rows.start
+        sinks = xp.broadcast_to(row(xp, 0, self.sinks, like), (count, self.sinks))
+        query = column(xp, self._first(head, rows, keys), count, like)
+        nearest = query - row(xp, 0, self.local, like)
+        nearest = xp.where(nearest < self.sinks, -1, nearest)
+        indices = xp.concat([sinks, nearest], axis=1)
+        return xp.where(indices < keys, indices, -1)
+
+    def _first(self, head: Head, rows: slice, keys: int) -> int:
+        """The first query's position, as near to so many keys as changes nothing."""
+        # It may be too large for an array.
+        first = min(self.positions.first(head, rows), keys + self.local)
+        return max(first, rows.start - rows.stop)  # type: ignore[no-any-return]
+
+
+def check_always_keep(always_keep: Any, keys: int) -> tuple[int, int]:
+    """Check the option `always_keep`, a pair (sinks, local); more than all keys is all keys."""
+    if always_keep is None:
+        return 0, 0
+    if not isinstance(always_keep, (tuple, list)):
+        raise TypeError(
+            f"always_keep must be a pair (sinks, local), got {type(always_keep).__name__}"
+        )
+    if len(always_keep) != 2:
+        raise ValueError(
+            f"always_keep must be a pair (sinks, local), got {len(always_keep)} entries"
+        )
+    sinks, local = (
+        min(check_integer(f"always_keep's {name}", count, least=0), keys)
+        for name, count in zip(("sinks", "local"), always_keep, strict=True)
+    )
+    return sinks, local
