@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("tiny_plans")
 def expected_out(problem: AttentionProblem, pairs: np.ndarray) -> np.ndarray:
     """Attention over some pairs, from the oracles' scores."""
     scores = np.where(pairs, problem.scores, -np.inf)
-    weights = np.apply_along_axis(softmax_by_loops, -1, scores)
+    weights = np.apply_along_axis(lambda row: softmax_by_loops(list(row)), -1, scores)
     factors = dropout_by_loops(
         problem.lead, problem.queries, problem.keys, problem.dropout, problem.query_offset
     )
@@ -114,7 +114,7 @@ def test_the_kept_keys_are_those_always_kept_and_the_best_of_the_others(
     scores = problem.scores
     for place in np.ndindex(scores.shape[:-1]):
         others = np.where(always[place], -np.inf, scores[place])
-        most = len(select_by_sorting(others, problem.k))
+        most = len(select_by_sorting(list(others), problem.k))
         kept = np.flatnonzero(pairs[place] & ~always[place])
         left = np.flatnonzero(problem.allowed[place] & ~pairs[place])
         if len(kept) and len(left):
@@ -123,7 +123,7 @@ def test_the_kept_keys_are_those_always_kept_and_the_best_of_the_others(
             assert len(kept) == most
             continue
         # As few as reach p, or the most that there may be.
-        weights = np.asarray(softmax_by_loops(scores[place]))
+        weights = np.array(softmax_by_loops(list(scores[place])))
         mass = weights[pairs[place]].sum()
         assert len(kept) == most or mass >= problem.p - 1e-9
         if len(kept):

@@ -86,21 +86,47 @@ def topk_attention(
         What is averaged.
     k : int
         Keys to keep for each query, at least 1. Among equal scores the lower index is kept.
+    p : float, optional
+        Instead of `k`: keep the fewest of the best keys that hold this share of the dense softmax
+        weights, above 0 and at most 1, but no more than `max_k`.
+    max_k : int, optional
+        The most keys that a query keeps, required with `p`.
+    return_lse : bool, default False
+        Whether to return the log-sum-exp of the kept scores as well, by which results over parts
+        of the keys can be merged.
     mask : bool array or function, optional
         Broadcastable to (..., Q, N), True where a query may attend; or a function of query
         positions (C, 1) and key positions (1, n), integer arrays, that returns such an array for
         these pairs. A masked key is never kept and contributes nothing, even if it is NaN. A query
-        without any allowed key gives 0.
+        without any allowed key gives 0. All that masks combines.
     is_causal : bool, default False
-        Whether a query attends only to keys at or before its own position. Combines with `mask`.
+        Whether a query attends only to keys at or before its own position.
     query_offset : int or int array, optional
         Position of the first query among the keys; an array has one for each of the leading axes.
-        Required with `is_causal` or `window` where Q and N differ; 0 where they are equal.
+        Required where Q and N differ and an option goes by position; 0 where they are equal.
     window : (left, right), optional
         The query at position i sees keys i - left to i + right only; None on a side is unbounded.
-        Keys that no query of a chunk sees cost nothing. Combines with `mask` and `is_causal`.
+        Keys that no query of a chunk sees cost nothing.
+    query_lengths : int or int array, optional
+        How many queries there are, of those with padding behind them; an array has one number for
+        each of the leading axes. The others see nothing.
+    key_lengths : int or int array, optional
+        How many keys there are, likewise; the others are seen by nobody and cost nothing.
+    bias : array, ALiBi, T5Bias or function, optional
+        Added to the scores. An array broadcastable to (..., Q, N), which gets a gradient, as does
+        the table of a `T5Bias`; or a function of positions, as for `mask`, that returns numbers.
+        A score of -inf is masked.
     scale : float, optional
-        Factor of the scores, by default ``1 / sqrt(D)``.
+        Factor of the products, by default ``1 / sqrt(D)``.
+    softcap : float, optional
+        A limit c to the size of the scaled products x, which become ``c tanh(x / c)``.
+    dropout : (rate, seed), optional
+        Drop kept weights with a probability below 1, and divide the others by 1 - rate. What is
+        dropped depends on the seed and the place of the weight alone: the index over the leading
+        axes, the positions of query and key.
+    always_keep : (sinks, local), optional
+        Keys kept beside the best: the first `sinks` of all, and the `local` nearest at or before
+        the query's position. With `p`, what they hold counts.
     chunk_size : int, optional
         Queries to work on at once; by default as many as `memory_budget` allows.
     memory_budget : int, optional
@@ -111,17 +137,17 @@ def topk_attention(
 
     Returns
     -------
-    array (..., Q, V)
-        In the dtype, library and device of the inputs.
+    array (..., Q, V), or a pair with `return_lse`
+        In the dtype, library and device of the inputs. The second of the pair is the log-sum-exp
+        (..., Q) in the dtype that is computed in, -inf for a query that keeps nothing.
 
     Raises
     ------
     TypeError
-        If an input is not a floating array, the inputs differ in library, device or dtype, `mask`
-        is not boolean, `window` is not a pair of integers, `k` is not an integer, or
-        `workers` is a process pool.
+        If an input is not a floating array, the inputs differ in library, device or dtype, an
+        option has the wrong type, or `workers` is a process pool.
     ValueError
-        If shapes do not fit, `k` or `chunk_size` is below 1, `window` is negative,
+        If shapes do not fit, an option is out of its range, both or none of `k` and `p` are given,
         `query_offset` is missing, or `memory_budget` is less than one query needs.
 
     See Also
@@ -131,10 +157,14 @@ def topk_attention(
 
     Notes
     -----
+    ``scores = softcap(scale query keyᵀ) + bias``, then masks, then the selection, and dropout on
+    the weights of what was kept.
+
     Time is O(Q N D) for the scores, as in dense attention; memory beyond the inputs is
     O(Q (k + V)) and one chunk of scores. A NaN or +inf in an allowed score makes its row NaN.
     Source: Gupta, Dar, Goodman, Ciprut and Berant, *Memory-efficient Transformers via Top-k
-    Attention*, 2021, section 2, arXiv:2106.06899. (Masks there are the other way round.)
+    Attention*, 2021, section 2, arXiv:2106.06899. (Masks there are the other way round; there is
+    no dropout of attention weights.)
 
     Examples
     --------
@@ -175,11 +205,11 @@ def topk_attention_fwd(
 
     Returns
     -------
-    out : array (..., Q, V)
+    out : array (..., Q, V), or a pair with `return_lse`
         What `topk_attention` returns.
     residuals : TopKAttentionResiduals
-        Scores and indices of the kept keys, K = min(k, N) a query: 8 K bytes a query in float32.
-        The inputs are referred to, not copied.
+        Scores and indices of the kept keys, at most K = min(k + sinks + local, N) a query: 8 K
+        bytes a query in float32. The inputs are referred to, not copied.
 
     Examples
     --------
@@ -211,14 +241,15 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
     ----------
     residuals : TopKAttentionResiduals
         From `topk_attention_fwd`.
-    dout : array (..., Q, V)
-        Gradient of the loss with respect to the output, in its shape and dtype.
+    dout : array (..., Q, V), or a pair
+        Gradient of the loss with respect to the output, in its shape and dtype; after `return_lse`
+        a pair: also the gradient (..., Q) with respect to the log-sum-exp.
 
     Returns
     -------
     AttentionGrads
-        Gradients of query, key and value, each in the shape of its input: where an axis was
-        broadcast, the sum over it.
+        Gradients of query, key, value and bias, each in the shape of its input: where an axis was
+        broadcast, the sum over it. None for a bias that is absent or has no gradient.
 
     Raises
     ------

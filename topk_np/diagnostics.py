@@ -47,7 +47,7 @@ def kept_mass(
         As in `topk_attention`.
     k : int, or list or tuple of int
         Keys kept for each query. Several are measured in one pass, at the cost of the largest.
-    mask, is_causal, query_offset, window, scale, chunk_size, memory_budget, workers
+    **options, chunk_size, memory_budget, workers
         As in `topk_attention`.
 
     Returns
@@ -119,7 +119,7 @@ def error_bound(
     value : array (..., N, V)
     k : int
         Keys kept for each query.
-    mask, is_causal, query_offset, window, scale, chunk_size, memory_budget, workers
+    **options, chunk_size, memory_budget, workers
         As in `topk_attention`.
 
     Returns
@@ -199,7 +199,7 @@ def keys_for_mass(
         As in `topk_attention`.
     mass : float
         The wanted share, above 0 and at most 1.
-    mask, is_causal, query_offset, window, scale, chunk_size, memory_budget, workers
+    **options, chunk_size, memory_budget, workers
         As in `topk_attention`.
 
     Returns

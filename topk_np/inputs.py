@@ -38,7 +38,7 @@ def attention_problem(
     unknown = options.keys() - AttentionOptions.__annotations__.keys()
     if unknown:
         raise TypeError(
-            f"{min(unknown)} is not an option of attention, which are "
+            f"got an unexpected keyword argument {min(unknown)!r}; the options of attention are "
             + ", ".join(AttentionOptions.__annotations__)
         )
     xp = check_floats({"query": query, "key": key, "value": value})

@@ -226,6 +226,71 @@ def test_grouped_heads_are_repeated_heads(problem: Problem) -> None:
     assert_close(key, parts.sum(1).reshape(key.shape), size=1e5)
 
 
+@given(problem=multihead_QN(), data=st.data())
+def test_options_are_those_of_attention_over_all_heads(
+    xp: Backend, problem: Problem, data: st.DataObject
+) -> None:
+    """Grouped as (G, H/G) inside, H heads side by side here; the gradient of a bias likewise."""
+    w, heads, options = problem.weights, problem.heads, dict(problem.options)
+    source = problem.x if problem.context is None else problem.context
+    groups = len(w.key) * heads // len(w.query)
+    queries, keys = problem.x.shape[-2], source.shape[-2]
+    options.pop("rope", None)
+    lead = np.broadcast_shapes(problem.x.shape[:-2], source.shape[:-2])
+    rng = np.random.default_rng(data.draw(seeds))
+    options |= {
+        "query_offset": rng.integers(0, keys + 1, lead) if lead else 1,
+        "key_lengths": rng.integers(0, keys + 1, lead) if lead else keys,
+        "query_lengths": data.draw(st.none() | st.integers(0, queries)),
+        "softcap": data.draw(st.sampled_from([None, 2.0])),
+        "dropout": data.draw(st.sampled_from([None, (0.3, 7)])),
+        "bias": data.draw(
+            st.sampled_from(
+                [
+                    None,
+                    rng.standard_normal((heads, queries, keys)),
+                    rng.standard_normal((*lead, 1, 1, keys)),
+                    rng.standard_normal(keys),
+                    topk_np.ALiBi(rng.standard_normal(heads)),
+                    topk_np.T5Bias(rng.standard_normal((6, heads))),
+                    topk_np.T5Bias(rng.standard_normal(6)),
+                ]
+            )
+        ),
+    }
+    if "k" in options:
+        options["always_keep"] = data.draw(st.sampled_from([None, (1, 1)]))
+    for name in ("query_positions", "key_positions"):
+        options.pop(name, None)
+    same = Problem(problem.x, w, problem.context, options, problem.dout)
+    (x, weights, context), given_options = same.on(xp)
+    out, residuals = multihead_attention_fwd(x, weights, context, **given_options)
+    dout = xp.asarray(problem.dout)
+    grads = multihead_attention_bwd(residuals, dout)
+
+    def side_by_side(name: str, rows: np.ndarray, count: int) -> np.ndarray:
+        bias = getattr(w, name + "_bias")
+        split = split_heads(rows @ getattr(w, name).T + (0 if bias is None else bias), count)
+        return np.repeat(split, heads // count, axis=-3)
+
+    inputs = (
+        side_by_side("query", problem.x, heads),
+        side_by_side("key", source, groups),
+        side_by_side("value", source, groups),
+    )
+    own = {name: value for name, value in options.items() if name != "heads"}
+    for name in ("query_offset", "key_lengths"):
+        own[name] = np.asarray(own[name])[..., None] if lead else own[name]
+    kind = "topk_attention" if own.get("k") else "dense_attention"
+    attended, wanted = getattr(topk_np, kind + "_fwd")(*inputs, **own)
+    rows = merge_heads(attended) @ w.out.T + (0 if w.out_bias is None else w.out_bias)
+    assert_close(xp.to_numpy(out), rows, size=1e4)
+    dattended = split_heads(problem.dout @ w.out, heads)
+    bias = getattr(topk_np, kind + "_bwd")(wanted, dattended).bias
+    got = None if grads.bias is None else xp.to_numpy(grads.bias)
+    assert_all_close([got], [bias], size=1e5)
+
+
 @given(problem=multihead_QN(), shift=st.integers(-50, 50))
 def test_only_relative_positions_matter(problem: Problem, shift: int) -> None:
     rope = problem.options.get("rope", Rope())
@@ -365,7 +430,7 @@ GOOD = MultiheadWeights(np.ones((8, 6)), np.ones((4, 6)), np.ones((6, 6)), np.on
             ValueError,
             "query_positions must broadcast",
         ),
-        ({}, {"mask": np.ones((3, 3, 3), bool)}, ValueError, "mask must broadcast .* 4 heads"),
+        ({}, {"mask": np.ones((3, 3, 3), bool)}, ValueError, "mask must have an axis of the 4"),
         ({}, {"mask": np.ones((2, 3))}, TypeError, "mask must be boolean"),
         ({}, {"sharpness": 2}, TypeError, "unexpected keyword argument 'sharpness'"),
     ],

@@ -46,7 +46,7 @@ def dense_attention(
     **options: Unpack[AttentionOptions],
 ) -> Array:
     """
-    Attention over all keys: ``softmax(scale query keyᵀ) value``.
+    Attention over all keys: ``softmax(softcap(scale query keyᵀ) + bias) value``.
 
     The oracle of `topk_attention`, with the same options but `k`. Without `chunk_size` and
     `memory_budget` each head is one chunk of scores (Q, N), as in the textbook; with one of them
@@ -60,18 +60,14 @@ def dense_attention(
         Same library, device and dtype as `query`; leading axes broadcast.
     value : array (..., N, V)
         What is averaged.
-    mask : bool array or function, optional
-        Broadcastable to (..., Q, N), True where a query may attend; a function as in
-        `topk_attention`.
-    is_causal : bool, default False
-        Whether a query attends only to keys at or before its own position.
-    query_offset : int or int array, optional
-        Position of the first query; required with `is_causal` or `window` where Q and
-        N differ.
-    window : (left, right), optional
-        The query at position i sees keys i - left to i + right only; None on a side is unbounded.
-    scale : float, optional
-        Factor of the scores, by default ``1 / sqrt(D)``.
+    return_lse : bool, default False
+        Whether to return the log-sum-exp of each query's scores as well.
+    mask, is_causal, query_offset, window, query_lengths, key_lengths : optional
+        Which keys a query may attend to, as in `topk_attention`.
+    bias, scale, softcap, dropout : optional
+        What is done to scores and weights, as in `topk_attention`.
+    always_keep : (sinks, local), optional
+        Changes nothing: all keys are kept.
     chunk_size : int, optional
         Queries to work on at once.
     memory_budget : int, optional
@@ -81,8 +77,9 @@ def dense_attention(
 
     Returns
     -------
-    array (..., Q, V)
-        In the dtype, library and device of the inputs.
+    array (..., Q, V), or a pair with `return_lse`
+        In the dtype, library and device of the inputs; the log-sum-exp (..., Q) in the dtype that
+        is computed in.
 
     Raises
     ------
@@ -134,7 +131,7 @@ def dense_attention_fwd(
 
     Returns
     -------
-    out : array (..., Q, V)
+    out : array (..., Q, V), or a pair with `return_lse`
         What `dense_attention` returns.
     residuals : DenseAttentionResiduals
         The inputs by reference and nothing else: the backward pass makes the scores again.
@@ -164,13 +161,14 @@ def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> A
     ----------
     residuals : DenseAttentionResiduals
         From `dense_attention_fwd`.
-    dout : array (..., Q, V)
-        Gradient of the loss with respect to the output, in its shape and dtype.
+    dout : array (..., Q, V), or a pair
+        Gradient of the loss with respect to the output, in its shape and dtype; after `return_lse`
+        a pair, as in `topk_attention_bwd`.
 
     Returns
     -------
     AttentionGrads
-        Gradients of query, key and value, each in the shape of its input.
+        Gradients of query, key, value and bias, each in the shape of its input.
 
     Raises
     ------

@@ -19,6 +19,7 @@ from topk_np.dense.attention import (
     dense_attention_fwd,
 )
 from topk_np.inputs import check_dout
+from topk_np.layers.grouping import bias_shape, group_options
 from topk_np.layers.heads import merge_heads, split_heads
 from topk_np.layers.linear import linear, linear_bwd
 from topk_np.layers.projections import (
@@ -39,12 +40,15 @@ class MultiheadResiduals:
     """Those of the attention, whose query, key and value are the projections."""
     attended: Array = field(repr=False)
     """(..., Q, H V) what goes into the last projection."""
+    bias_shape: tuple[int, ...] = ()
+    """The shape in which the bias was given."""
 
     @property
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs."""
         inputs = self.inputs
-        kept = [*self.attention.problem.inputs.values(), self.attended]
+        problem = self.attention.problem
+        kept = [problem.query, problem.key, problem.value, self.attended]
         for rotation in (inputs.query_rotation, inputs.key_rotation):
             kept += [] if rotation is None else [rotation.cosine, rotation.sine]
         return self.attention.nbytes + sum(nbytes(array) for array in kept)
@@ -61,8 +65,6 @@ def multihead_attention(
     rope: Rope | None = None,
     query_positions: int | Array | None = None,
     key_positions: int | Array | None = None,
-    mask: Any = None,
-    query_offset: int | Array | None = None,
     **options: Any,
 ) -> Array:
     """
@@ -89,13 +91,11 @@ def multihead_attention(
         Positions for `rope`, or the first one; by default `query_offset`, or 0 without.
     key_positions : int or int array (..., N), optional
         Those of the keys; by default `query_positions` in self-attention, else 0.
-    mask : bool array, optional
-        Broadcastable to (..., H, Q, N), True where a query may attend.
-    query_offset : int or int array, optional
-        As in `topk_attention`; an array is over the leading axes of `x`, without the heads.
     **options
-        The other options of `topk_attention` or `dense_attention`, such as `is_causal`, `scale`,
-        `chunk_size`, `memory_budget` and `workers`.
+        The other options of `topk_attention`, but for `return_lse`; `p` with `max_k` instead of
+        `k`. Arrays for `mask` and `bias` broadcast to (..., H, Q, N), the slopes of an `ALiBi` and
+        the columns of a `T5Bias` are those of the H heads; `query_offset`, `query_lengths` and
+        `key_lengths` are over the leading axes of `x`, without the heads.
 
     Returns
     -------
@@ -133,14 +133,14 @@ def multihead_attention(
     (10, 6)
     """
     inputs = check_multihead(
-        x, weights, context, heads, rope, query_positions, key_positions, query_offset
+        x, weights, context, heads, rope, query_positions, key_positions, options
     )
     query, key, value = inputs.project()
-    options = inputs.grouped_options(mask, query_offset) | options
-    if k is None:
-        out = dense_attention(query, key, value, **options)
+    grouped = group_options(options, inputs.heads, inputs.groups)
+    if k is None and "p" not in options:
+        out = dense_attention(query, key, value, **grouped)
     else:
-        out = topk_attention(query, key, value, k=k, **options)
+        out = topk_attention(query, key, value, k=k, **grouped)
     return linear(merge_heads(out, grouped=True), weights.out, weights.out_bias)
 
 
@@ -155,8 +155,6 @@ def multihead_attention_fwd(
     rope: Rope | None = None,
     query_positions: int | Array | None = None,
     key_positions: int | Array | None = None,
-    mask: Any = None,
-    query_offset: int | Array | None = None,
     **options: Any,
 ) -> tuple[Array, MultiheadResiduals]:
     """
@@ -184,18 +182,18 @@ def multihead_attention_fwd(
     # 2 attended = attention(query, key, value)
     # 3 out = projection of attended, merged
     inputs = check_multihead(
-        x, weights, context, heads, rope, query_positions, key_positions, query_offset
+        x, weights, context, heads, rope, query_positions, key_positions, options
     )
     query, key, value = inputs.project()
-    options = inputs.grouped_options(mask, query_offset) | options
+    grouped = group_options(options, inputs.heads, inputs.groups)
     residuals: Any
-    if k is None:
-        attended, residuals = dense_attention_fwd(query, key, value, **options)
+    if k is None and "p" not in options:
+        attended, residuals = dense_attention_fwd(query, key, value, **grouped)
     else:
-        attended, residuals = topk_attention_fwd(query, key, value, k=k, **options)
+        attended, residuals = topk_attention_fwd(query, key, value, k=k, **grouped)
     attended = merge_heads(attended, grouped=True)
     out = linear(attended, weights.out, weights.out_bias)
-    return out, MultiheadResiduals(inputs, residuals, attended)
+    return out, MultiheadResiduals(inputs, residuals, attended, bias_shape(options))
 
 
 def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> MultiheadGrads:
@@ -212,7 +210,8 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
     Returns
     -------
     MultiheadGrads
-        Gradients of x, of the weights as a `MultiheadWeights`, and of the context.
+        Gradients of x, of the weights as a `MultiheadWeights`, of the context, and of the bias as
+        in `topk_attention_bwd`.
 
     Raises
     ------
@@ -253,4 +252,7 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
         grads = dense_attention_bwd(attention, dattended)
     # 1
     made = inputs.project_bwd(grads.query, grads.key, grads.value)
-    return made._replace(weights=made.weights._replace(out=dweight, out_bias=dbias))
+    bias = grads.bias
+    if bias is not None:
+        bias = array_namespace(bias).reshape(bias, residuals.bias_shape)
+    return made._replace(weights=made.weights._replace(out=dweight, out_bias=dbias), bias=bias)

@@ -52,6 +52,8 @@ class MultiheadGrads(NamedTuple):
     weights: MultiheadWeights
     context: Array | None = None
     """None: no context was given."""
+    bias: Array | None = None
+    """As `AttentionGrads.bias`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,22 +96,6 @@ class Projections:
         dx, dcontext = (cast(xp, d, self.x.dtype) for d in (dx, dsource))
         return MultiheadGrads(dx, dweights, dcontext)
 
-    def grouped_options(self, mask: Any, query_offset: Any) -> dict[str, Any]:
-        """Options over (..., H, Q, N) and (...) as options over (..., G, H/G, Q, N)."""
-        if getattr(mask, "ndim", 0) > 2:
-            xp = array_namespace(mask)
-            *lead, heads, rows, keys = mask.shape
-            if heads not in (1, self.heads):
-                raise ValueError(
-                    f"mask must broadcast to (..., H, Q, N), here with {self.heads} heads, "
-                    f"got shape {tuple(mask.shape)}"
-                )
-            groups = (1, 1) if heads == 1 else (self.groups, self.heads // self.groups)
-            mask = xp.reshape(mask, (*lead, *groups, rows, keys))
-        if getattr(query_offset, "shape", ()) != ():
-            query_offset = query_offset[..., None, None]
-        return {"mask": mask, "query_offset": query_offset}
-
     def _split(self, rows: Array, heads: int) -> Array:
         return split_heads(rows, heads, groups=self.groups)
 
@@ -122,7 +108,7 @@ def check_multihead(
     rope: Rope | None,
     query_positions: int | Array | None,
     key_positions: int | Array | None,
-    query_offset: int | Array | None,
+    options: dict[str, Any],
 ) -> Projections:
     """The inputs and options of multi-head attention, checked as far as attention does not."""
     if not isinstance(weights, MultiheadWeights):
@@ -177,6 +163,7 @@ def check_multihead(
         given = query_positions is not None and context is None
         key_positions = query_positions if given else 0
     if query_positions is None:
+        query_offset = options.get("query_offset")
         query_positions = 0 if query_offset is None else query_offset
         first: Any = query_positions  # an array has one for each leading axis
         if getattr(first, "shape", ()) != ():
