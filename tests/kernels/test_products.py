@@ -18,6 +18,29 @@ from tests.strategies import seeds, sparse_CK_of_N
 
 
 @each_engine
+@given(sparse=sparse_CK_of_N(), seed=seeds)
+def test_add_slots_adds_the_used_slots_where_they_belong(
+    engine: Engine, sparse: Any, seed: int
+) -> None:
+    indices, counts, columns = sparse
+    weights, _, _ = sparse_problem(seed, indices, counts, columns)
+    start = np.random.default_rng(seed).standard_normal((len(indices), columns))
+    expected = start.copy()
+    for i, j in zip(*np.nonzero(indices >= 0), strict=True):
+        expected[i, indices[i, j]] += weights[i, j]
+    out = own(engine, start)
+    given = engine.backend.arrays(weights, indices, counts)
+    assert_close(engine.backend.to_numpy(engine.module.add_slots(*given, out)), expected)
+
+
+@each_engine
+def test_tanh_is_that_of_every_score(engine: Engine) -> None:
+    scores = np.array([[-np.inf, -2.0, 0.0], [1e-3, 50.0, np.nan]])
+    result = engine.module.tanh(own(engine, scores))
+    assert_close(engine.backend.to_numpy(result), np.tanh(scores))
+
+
+@each_engine
 @pytest.mark.parametrize("layout", ["plain", "transposed", "every other", "reversed"])
 def test_matmul_is_the_product_with_the_transposed_keys(engine: Engine, layout: str) -> None:
     rng = np.random.default_rng(0)
@@ -32,6 +55,11 @@ def test_matmul_is_the_product_with_the_transposed_keys(engine: Engine, layout: 
     given = engine.backend.arrays(rows, laid_out)
     result = engine.backend.to_numpy(engine.module.matmul(*given, scratch))
     assert_close(result, rows @ keys.T, size=10)
+
+
+def own(engine: Engine, array: np.ndarray) -> Any:
+    """An array that the engine may change: not handed over read-only."""
+    return array.copy() if engine.backend.name == "numpy" else engine.backend.asarray(array)
 
 
 def sparse_problem(seed: int, indices: np.ndarray, counts: np.ndarray, columns: int) -> Any:
@@ -57,9 +85,7 @@ def test_hide_sets_what_is_not_allowed_to_minus_inf(
     shape = data.draw(st.sampled_from([(rows, columns), (1, columns), (rows, 1), (1, 1)]))
     allowed = data.draw(hnp.arrays(bool, shape))
     expected = np.where(allowed, scores, -np.inf)
-    # The scores are the engine's own to change: not handed over read-only.
-    own = scores.copy() if engine.backend.name == "numpy" else engine.backend.asarray(scores)
-    hidden = engine.module.hide(own, engine.backend.asarray(allowed))
+    hidden = engine.module.hide(own(engine, scores), engine.backend.asarray(allowed))
     np.testing.assert_array_equal(engine.backend.to_numpy(hidden), expected)
 
 
