@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import topk_np
+from topk_np import ALiBi, T5Bias
 
 ATTENTION = ("topk_attention", "dense_attention")
 FFN = ("topk_ffn", "dense_ffn")
@@ -31,6 +32,9 @@ class Wrong(NamedTuple):
     shows: str
     allows: str
 
+
+FIRST = {"query_offset": 0}
+ONE: Any = 1
 
 INTEGER_OPTIONS = [
     Wrong({name: value}, error, name, shown, allowed)
@@ -109,6 +113,45 @@ ATTENTION_CALLS = [
     Wrong({"query_offset": True}, TypeError, "query_offset", "True (bool)", "integer"),
     Wrong({"query_offset": ones(1)}, TypeError, "query_offset", "float64", "integer"),
     Wrong({"query_offset": ones(2, dtype=int)}, ValueError, "query_offset", "(2,)", "broadcast"),
+    Wrong({"query_lengths": 4}, ValueError, "query_lengths", "got 4", "from 0 to 3"),
+    Wrong({"key_lengths": -1}, ValueError, "key_lengths", "got -1", "from 0 to 5"),
+    Wrong({"key_lengths": 1.0}, TypeError, "key_lengths", "1.0 (float)", "integer"),
+    Wrong({"key_lengths": ones(1)}, TypeError, "key_lengths", "float64", "integer"),
+    Wrong({"key_lengths": ones(2, dtype=int)}, ValueError, "key_lengths", "(2,)", "broadcast"),
+    Wrong({"bias": 1.0}, TypeError, "bias", "1.0 (float)", "array"),
+    Wrong({"bias": ones(3, 5, dtype=bool)}, TypeError, "bias", "bool", FLOATS),
+    Wrong({"bias": ones(3, 5, dtype="f4")}, TypeError, "bias", "float32", "float64"),
+    Wrong({"bias": ones(5, 3)}, ValueError, "bias", "(5, 3)", "(3, 5)"),
+    Wrong({"bias": array_api_strict.ones(5)}, TypeError, "bias", "array_api_strict", "numpy"),
+    Wrong({"bias": lambda i, j: i - j}, ValueError, "query_offset", "a bias", "required"),
+    Wrong({"bias": lambda i, j: i < j, "query_offset": 0}, TypeError, "bias", "bool", "numbers"),
+    Wrong({"bias": ALiBi(ones(1))}, ValueError, "query_offset", "a bias", "required"),
+    Wrong({"bias": ALiBi(ones(2)), **FIRST}, ValueError, "bias.slopes", "(2,)", "broadcast"),
+    Wrong({"bias": ALiBi([0.5]), **FIRST}, TypeError, "bias.slopes", "list", "array"),
+    Wrong({"bias": ALiBi(ones(dtype=int)), **FIRST}, TypeError, "bias.slopes", "int64", "floating"),
+    Wrong({"bias": T5Bias(ones(3)), **FIRST}, ValueError, "bias.table", "got 3", "at least 4"),
+    Wrong({"bias": T5Bias(ones(8, 2)), **FIRST}, ValueError, "bias.table", "(2,)", "broadcast"),
+    Wrong({"bias": T5Bias(ones(8, dtype="f4")), **FIRST}, TypeError, "bias.table", "f", "float64"),
+    Wrong({"bias": T5Bias(ones(8), ONE), **FIRST}, TypeError, "bias.bidirectional", "1", "True"),
+    Wrong({"bias": T5Bias(ones(8), True, 2), **FIRST}, ValueError, "bias.max_d", "2", "at least 3"),
+    Wrong({"softcap": 0.0}, ValueError, "softcap", "0.0", "above 0"),
+    Wrong({"softcap": -3}, ValueError, "softcap", "-3", "above 0"),
+    Wrong({"softcap": True}, TypeError, "softcap", "True (bool)", "real number"),
+    Wrong({"dropout": 0.1}, TypeError, "dropout", "float", "(rate, seed)"),
+    Wrong({"dropout": (0.1,)}, ValueError, "dropout", "1 entries", "(rate, seed)"),
+    Wrong({"dropout": (1.0, 0)}, ValueError, "dropout's rate", "1.0", "below 1"),
+    Wrong({"dropout": (-0.1, 0)}, ValueError, "dropout's rate", "-0.1", "at least 0"),
+    Wrong({"dropout": ("a", 0)}, TypeError, "dropout's rate", "'a' (str)", "real number"),
+    Wrong({"dropout": (0.1, 0.5)}, TypeError, "dropout's seed", "0.5 (float)", "integer"),
+    Wrong({"dropout": (0.1, -1)}, ValueError, "dropout's seed", "-1", "at least 0"),
+    Wrong({"dropout": (0.1, 2**64)}, ValueError, "dropout's seed", str(2**64), "below 2^64"),
+    Wrong({"always_keep": 4}, TypeError, "always_keep", "int", "(sinks, local)"),
+    Wrong({"always_keep": (1, 2, 3)}, ValueError, "always_keep", "3 entries", "(sinks, local)"),
+    Wrong({"always_keep": (-1, 0)}, ValueError, "always_keep's sinks", "-1", "at least 0"),
+    Wrong({"always_keep": (0, 1.0)}, TypeError, "always_keep's local", "1.0 (float)", "integer"),
+    Wrong({"always_keep": (0, 1)}, ValueError, "query_offset", "always_keep", "required"),
+    Wrong({"return_lse": 1}, TypeError, "return_lse", "1 (int)", "True or False"),
+    Wrong({"maks": None}, TypeError, "maks", "unexpected", "mask, is_causal"),
     Wrong({"scale": "big"}, TypeError, "scale", "'big' (str)", "real number"),
     Wrong({"scale": True}, TypeError, "scale", "True (bool)", "real number"),
     Wrong({"scale": ones(1)}, TypeError, "scale", "shape (1,)", "real number"),
@@ -139,6 +182,17 @@ FFN_CALLS = [
     Wrong({"activation": np.tanh}, TypeError, "activation", "tanh", "'relu'"),
 ]
 
+RULES = [
+    Wrong({"p": 0.5}, ValueError, "k", "k=2 and p=0.5", "not both"),
+    Wrong({"k": None, "p": 0.5}, ValueError, "max_k", "None", "required"),
+    Wrong({"k": None, "p": 0.0, "max_k": 2}, ValueError, "p", "0.0", "above 0 and at most 1"),
+    Wrong({"k": None, "p": 1.1, "max_k": 2}, ValueError, "p", "1.1", "above 0 and at most 1"),
+    Wrong({"k": None, "p": True, "max_k": 2}, TypeError, "p", "True (bool)", "real number"),
+    Wrong({"k": None, "p": 0.5, "max_k": 0}, ValueError, "max_k", "0", "at least 1"),
+    Wrong({"k": None, "p": 0.5, "max_k": 2.0}, TypeError, "max_k", "2.0 (float)", "integer"),
+    Wrong({"max_k": 3}, ValueError, "max_k", "max_k=3", "p"),
+]
+
 SELECT = [
     Wrong({"select": "random"}, ValueError, "select", "'random'", "'activation', 'score'"),
     Wrong({"select": None}, TypeError, "select", "None", "'activation', 'score'"),
@@ -167,7 +221,7 @@ def cases() -> Iterator[Any]:
     for name in (*ATTENTION, *FFN, "top_k"):
         kind = name.rpartition("_")[2] if name != "top_k" else name
         wrongs = {"attention": ATTENTION_CALLS, "ffn": FFN_CALLS, "top_k": TOP_K}[kind]
-        more = [*K, *(SELECT if kind == "ffn" else [])] if name.startswith("topk") else []
+        more = [*K, *(SELECT if kind == "ffn" else RULES)] if name.startswith("topk") else []
         for wrong in [*wrongs, *more]:
             text = "-".join(f"{n}={_brief(v)}" for n, v in wrong.change.items())
             yield pytest.param(name, kind, wrong, id=f"{name}-{text}")
@@ -229,6 +283,28 @@ def test_a_wrong_output_gradient_is_named_shown_and_set_right(
         getattr(topk_np, f"{name}_bwd")(residuals, dout)
     for part in ("dout", shows, allows):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize(
+    ("dout", "error", "shows"),
+    [
+        (ones(3, 2), TypeError, "ndarray"),
+        ((ones(3, 2),), TypeError, "got 1"),
+        ((ones(3, 2), None), TypeError, "dlse"),
+        ((ones(3, 2), ones(3, 1)), ValueError, "(3, 1)"),
+        ((ones(3, 2), ones(3, dtype=np.float32)), TypeError, "float32"),
+    ],
+)
+def test_after_return_lse_the_gradient_is_a_pair(
+    name: str, dout: Any, error: type[Exception], shows: str
+) -> None:
+    more = {"k": 2} if name.startswith("top") else {}
+    given = {**RIGHT["attention"], **more, "return_lse": True}
+    _, residuals = call(getattr(topk_np, f"{name}_fwd"), given)
+    with pytest.raises(error) as caught:
+        getattr(topk_np, f"{name}_bwd")(residuals, dout)
+    assert shows in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*ATTENTION, *FFN])

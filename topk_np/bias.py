@@ -27,6 +27,7 @@ from topk_np._namespace import (
     check_ndim,
     dtype_name,
     is_numpy,
+    namespace_of,
     plain,
     to_numpy,
 )
@@ -296,7 +297,7 @@ def make_bias(query: Array, bias: Any, positions: Positions, batch: Head, keys: 
     if bias is None:
         return None
     if isinstance(bias, ALiBi):
-        array_namespace(bias.slopes)
+        namespace_of({"bias.slopes": bias.slopes})
         if dtype_name(bias.slopes) not in FLOATS:
             raise TypeError(f"bias.slopes must be floating, got dtype {bias.slopes.dtype}")
         check_broadcasts("bias.slopes", tuple(bias.slopes.shape), batch, "(...)")

@@ -22,7 +22,7 @@ from topk_np._namespace import (
 from topk_np.activations import ACTIVATIONS
 from topk_np.bias import ALiBi, T5Bias, make_bias
 from topk_np.dropout import make_dropout
-from topk_np.masking import make_mask
+from topk_np.masking import check_window, make_mask
 from topk_np.options import AttentionOptions
 from topk_np.positions import make_positions
 from topk_np.problem import Problem
@@ -59,6 +59,7 @@ def attention_problem(
     given = options.get
     is_causal = check_flag("is_causal", given("is_causal", False))
     mask, window, bias = given("mask"), given("window"), given("bias")
+    left, right = check_window(window)
     sinks, local = check_always_keep(given("always_keep"), keys)
     by_position = {
         "is_causal": is_causal,
@@ -84,8 +85,8 @@ def attention_problem(
             query,
             positions,
             mask,
-            is_causal,
-            window,
+            left,
+            0 if is_causal else right,
             given("query_lengths"),
             given("key_lengths"),
             batch,

@@ -113,8 +113,8 @@ def make_mask(
     query: Array,
     positions: Positions,
     mask: Any,
-    is_causal: bool,
-    window: Any,
+    left: int | None,
+    right: int | None,
     query_lengths: Any,
     key_lengths: Any,
     batch: Head,
@@ -122,11 +122,8 @@ def make_mask(
 ) -> Mask | None:
     """Check the mask options of an attention call; None if nothing is hidden."""
     queries = query.shape[-2]
-    left, right = (None, None) if window is None else _check_window(window)
     if mask is not None and not callable(mask):
         mask = _check_mask(query, mask, (*batch, queries, keys))
-    if is_causal:
-        right = 0
     query_lengths = _check_lengths("query_lengths", query_lengths, query, batch, queries)
     key_lengths = _check_lengths("key_lengths", key_lengths, query, batch, keys)
     hiding = (mask, left, right, query_lengths, key_lengths)
@@ -147,7 +144,10 @@ def _check_mask(query: Array, mask: Any, full: tuple[int, ...]) -> Array:
     return mask
 
 
-def _check_window(window: Any) -> tuple[int | None, int | None]:
+def check_window(window: Any) -> tuple[int | None, int | None]:
+    """Check the option `window`, a pair (left, right)."""
+    if window is None:
+        return None, None
     if not isinstance(window, (tuple, list)):
         raise TypeError(f"window must be a pair (left, right), got {type(window).__name__}")
     if len(window) != 2:
