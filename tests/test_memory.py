@@ -89,6 +89,65 @@ def test_dense_attention_with_a_budget_stays_within_it() -> None:
     assert_within(peak, nbytes(*grads), budget)
 
 
+SLOPES, TABLE = np.ones((), np.float32), np.ones(32, np.float32)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "bias by key": {"bias": np.zeros(LENGTH, np.float32)},
+    "bias by query": {"bias": np.zeros((LENGTH, 1), np.float32)},
+    "ALiBi": {"bias": topk_np.ALiBi(SLOPES)},
+    "T5": {"bias": topk_np.T5Bias(TABLE)},
+    "bias by function": {"bias": lambda i, j: j - i},
+    "mask by function": {"mask": lambda i, j: j != i},
+    "softcap": {"softcap": 2.0},
+    "dropout": {"dropout": (0.1, 0)},
+    "always kept": {"always_keep": (4, 4)},
+    "lengths": {"query_lengths": 3000, "key_lengths": 2000},
+    "all at once": {
+        "bias": topk_np.T5Bias(TABLE),
+        "softcap": 2.0,
+        "dropout": (0.1, 0),
+        "always_keep": (4, 4),
+        "window": (2000, 0),
+    },
+}
+
+
+@pytest.mark.parametrize("rule", [{"k": 8}, {"p": 0.9, "max_k": 8}], ids=["k", "p"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_topk_attention_with_options_stays_within_its_budget(
+    name: str, rule: dict[str, Any]
+) -> None:
+    problem = attention_problem()
+    budget = 8 * MIB
+    warm_up()
+    options = {**OPTIONS[name], **rule, "memory_budget": budget, "workers": 2}
+    (out, residuals), peak = measured(
+        lambda: topk_np.topk_attention_fwd(*problem.arrays, **options)
+    )
+    assert_within(peak, nbytes(out) + residuals.nbytes, budget)
+    grads, peak = measured(lambda: topk_np.topk_attention_bwd(residuals, problem.dout))
+    assert_within(peak, nbytes(*grads), budget)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_dense_attention_with_options_stays_within_its_budget(name: str) -> None:
+    problem = attention_problem()
+    budget = 12 * MIB
+    warm_up()
+    options = {**OPTIONS[name], "memory_budget": budget, "workers": 2}
+    query = problem.query[:512]
+    offset = {"query_offset": 0}
+    if name == "bias by query":
+        options["bias"] = options["bias"][:512]
+    if name == "lengths":
+        options["query_lengths"] = 300
+    (out, residuals), peak = measured(
+        lambda: topk_np.dense_attention_fwd(query, *problem.arrays[1:], **options, **offset)
+    )
+    assert_within(peak, nbytes(out), budget)
+    grads, peak = measured(lambda: topk_np.dense_attention_bwd(residuals, problem.dout[:512]))
+    assert_within(peak, nbytes(*grads), budget)
+
+
 @pytest.mark.parametrize(("select", "gated"), [("score", False), ("activation", True)])
 def test_the_topk_ffn_stays_within_its_budget(select: str, gated: bool) -> None:
     problem = attention_problem()

@@ -154,7 +154,7 @@ class Problem:
         """What the plan for this problem depends on."""
         # Beyond the scores: what an option makes for a block of them, and for the kept slots.
         asked = isinstance(self.bias, FunctionBias)
-        matrices = 4 * self.ranks_weights + max(asked, 2 * (rule.p is not None))
+        matrices = 4 * self.ranks_weights + max(3 * asked, 2 * (rule.p is not None))
         moved = 2 * (rule.p is not None or self.always is not None)
         shared = 8 * isinstance(self.bias, TableBias)
         return Sizes(
