@@ -133,15 +133,14 @@ def test_dense_attention_with_options_stays_within_its_budget(name: str) -> None
     problem = attention_problem()
     budget = 12 * MIB
     warm_up()
-    options = {**OPTIONS[name], "memory_budget": budget, "workers": 2}
+    options = {**OPTIONS[name], "memory_budget": budget, "workers": 2, "query_offset": 0}
     query = problem.query[:512]
-    offset = {"query_offset": 0}
     if name == "bias by query":
         options["bias"] = options["bias"][:512]
     if name == "lengths":
         options["query_lengths"] = 300
     (out, residuals), peak = measured(
-        lambda: topk_np.dense_attention_fwd(query, *problem.arrays[1:], **options, **offset)
+        lambda: topk_np.dense_attention_fwd(query, *problem.arrays[1:], **options)
     )
     assert_within(peak, nbytes(out), budget)
     grads, peak = measured(lambda: topk_np.dense_attention_bwd(residuals, problem.dout[:512]))
