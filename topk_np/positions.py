@@ -22,6 +22,9 @@ from topk_np._namespace import (
 Head = tuple[int, ...]  # the place of one head among the leading axes
 
 
+FURTHEST = 2**62  # position that is computed with
+
+
 @dataclass(frozen=True)
 class Positions:
     """The position of each query of each head."""
@@ -58,6 +61,10 @@ def column(xp: Namespace, first: int, count: int, like: Array) -> Array:
 
 def row(xp: Namespace, first: int, count: int, like: Array) -> Array:
     """(1, count) int64: as many positions from `first` on, beside `like`."""
+    if abs(first) > FURTHEST:
+        raise ValueError(
+            f"query_offset must be at most 2^62 in size where every position counts, got {first}"
+        )
     return xp.arange(first, first + count, dtype=xp.int64, device=device(like))[None, :]
 
 
