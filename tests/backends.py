@@ -16,8 +16,8 @@ from typing import Any
 import array_api_strict
 import numpy as np
 
-from topk_np._gpu import why_no_gpu
 import topk_np
+from topk_np._gpu import why_no_gpu
 
 Array = Any
 
