@@ -1,4 +1,4 @@
-"""The promises of the library, one class each. Promise 8 comes with dropout.
+"""The promises of the library, one class each.
 
 Each is shown once, on a problem large enough to mean something; the files of the parts test the
 same properties over drawn problems.
@@ -190,6 +190,28 @@ class TestPromise6Dtypes:
                     assert result.dtype == dtype
                     assert_rounded_once(result, unrounded)
 
+    @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+    @pytest.mark.parametrize("size", [1.0, 60.0], ids=["ordinary", "beyond-float16"])
+    def test_half_precision_errs_by_one_rounding_and_by_that_of_the_scores_in_float32(
+        self, dtype: type, size: float
+    ) -> None:
+        """Against float64 on the same numbers; also products beyond 65,504, where float16 ends."""
+        normal = np.random.default_rng(0).standard_normal
+        shapes = (50, 64), (50, 64), (50, 8)
+        half = [(size * normal(shape)).astype(dtype) for shape in shapes]
+        exact = [array.astype(np.float64) for array in half]
+        products = np.abs(exact[0]) @ np.abs(exact[1]).T
+        assert size == 1 or products.max() > 65_504
+        in_scores = 64 * 2.0**-24 * products.max(axis=1, keepdims=True) / 8
+        largest = np.abs(exact[2]).max()
+        unit = 2.0**-10 if dtype is np.float16 else 2.0**-7
+        for k in (7, 50):
+            out = topk_np.topk_attention(*half, k=k).astype(np.float64)
+            wanted = topk_np.topk_attention(*exact, k=k)
+            allowed = unit / 2 * np.abs(wanted) + 2 * largest * (in_scores + 50 * 2.0**-24)
+            assert np.all(np.isfinite(out))
+            assert np.all(np.abs(out - wanted) <= allowed)
+
     def test_integers_lists_and_mixed_libraries_are_refused(self) -> None:
         x = np.ones((2, 2))
         for wrong in (x.astype(int), x.tolist(), x.astype(object)):
@@ -222,6 +244,32 @@ class TestPromise7WorkersChangeNothing:
             assert_same_bits(run.residuals.indices, one.residuals.indices)
             assert_close(run.out, one.out, size=problem.size)
             assert_all_close(run.grads, one.grads, size=problem.size)
+
+
+class TestPromise8Dropout:
+    def test_it_does_not_depend_on_chunks_or_workers_and_the_backward_pass_replays_it(self) -> None:
+        problem = replace(attention(), dropout=(0.4, 11))
+        for call in (calls.topk_attention, calls.dense_attention):
+            one = call(problem, chunk_size=None, workers=1)
+            plain = call(replace(problem, dropout=None), chunk_size=None)
+            assert not np.allclose(one.out, plain.out)
+            for chunk_size, workers in ((1, 1), (5, 3)):
+                run = call(problem, chunk_size=chunk_size, workers=workers)
+                assert_close(run.out, one.out, size=problem.size)
+                assert_all_close(run.grads, one.grads, size=problem.size)
+        # The output is linear in the values, so their gradient shows which weights were dropped.
+        identity = replace(problem, value=np.eye(16)[None], dout=np.zeros((2, 12, 16)))
+        dropped = calls.dense_attention(identity).out == 0
+        (_, residuals), dout = self._fwd(problem), np.zeros((2, 12, 5))
+        for head, query in np.ndindex(2, 12):
+            dout[...] = 0
+            dout[head, query] = 1
+            grad = topk_np.dense_attention_bwd(residuals, dout).value
+            assert np.array_equal(np.all(grad[0] == 0, axis=-1), dropped[head, query])
+
+    @staticmethod
+    def _fwd(problem: AttentionProblem) -> Any:
+        return topk_np.dense_attention_fwd(*problem.arrays, **problem.dense_options)
 
 
 class TestPromise9InputsAreOnlyRead:
