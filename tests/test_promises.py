@@ -198,7 +198,7 @@ class TestPromise6Dtypes:
         """Against float64 on the same numbers; also products beyond 65,504, where float16 ends."""
         normal = np.random.default_rng(0).standard_normal
         shapes = (50, 64), (50, 64), (50, 8)
-        half = [(size * normal(shape)).astype(dtype) for shape in shapes]
+        half: list[Any] = [(size * normal(shape)).astype(dtype) for shape in shapes]
         exact = [array.astype(np.float64) for array in half]
         products = np.abs(exact[0]) @ np.abs(exact[1]).T
         assert size == 1 or products.max() > 65_504
