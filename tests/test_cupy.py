@@ -119,7 +119,7 @@ CASES = [
 MOST = {
     "plain": (10, 13),
     "causal": (14, 13),
-    "masked": (11, 13),
+    "masked": (12, 13),
     "window": (18, 13),
     "relu": (13, 22),
     "by activation": (30, 32),

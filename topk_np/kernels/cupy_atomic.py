@@ -6,6 +6,7 @@ varies from run to run.
 """
 
 from topk_np.kernels.cupy import (
+    add_slots,
     gather_matmul,
     hide,
     masked_matmul,
@@ -16,10 +17,12 @@ from topk_np.kernels.cupy import (
     softmax,
     softmax_vjp,
     take_slots,
+    tanh,
 )
 from topk_np.kernels.cupy import scatter_matmul_atomic as scatter_matmul
 
 __all__ = [
+    "add_slots",
     "gather_matmul",
     "hide",
     "masked_matmul",
@@ -31,4 +34,5 @@ __all__ = [
     "softmax",
     "softmax_vjp",
     "take_slots",
+    "tanh",
 ]
