@@ -112,7 +112,7 @@ clean: ## Remove the environments and everything that was made from the sources
 	@touch $@
 
 # pip is what venv writes last: where it is missing, the environment is not whole.
-%/bin/pip:
+$(BIN)/pip $(PEERS)/pip: %/bin/pip:
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo 'error: no $(PYTHON) found; name a Python >= 3.11 with make PYTHON=...' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
