@@ -75,6 +75,7 @@ __device__ Cut<Bits> find_cut(const Bits* scores, i64 columns, Bits bar, int k) 
       const Bits rank = column < columns ? rank_of<T>(scores[column]) : 0;
       int digit = NO_DIGIT;
       if (rank > bar && (rank & known) == prefix) digit = (rank >> shift) & (DIGITS - 1);
+      if (!__any_sync(ALL_LANES, digit != NO_DIGIT)) continue;  // usual, from the second digit on
       // Scores share few exponents: lanes with the same digit add to its count together.
       const unsigned peers = __match_any_sync(ALL_LANES, digit);
       if (digit != NO_DIGIT && lane == __ffs(peers) - 1)
