@@ -25,12 +25,14 @@ from topk_np.kernels import Selection, engine
 PRIMITIVES = (
     "matmul",
     "hide",
+    "tanh",
     "select",
     "select_above",
     "take_slots",
     "gather_matmul",
     "sampled_matmul",
     "scatter_matmul",
+    "add_slots",
     "masked_matmul",
     "softmax",
     "softmax_vjp",
@@ -174,8 +176,12 @@ def test_engines_have_the_same_functions_with_the_same_parameters() -> None:
     for name in PRIMITIVES:
         signature = inspect.signature(getattr(topk_np.kernels.numpy, name))
         assert list(signature.parameters) == expected[name]
-        assert functions("cupy")[name] == expected[name]
-    assert functions("cupy")["scatter_matmul_atomic"] == expected["scatter_matmul"]
+    expected["scatter_matmul_atomic"] = expected["scatter_matmul"]
+    assert functions("cupy") == expected
+    source = files("topk_np.kernels").joinpath("cupy_atomic.py").read_text()
+    exported = ast.parse(source).body[-1]
+    assert isinstance(exported, ast.Assign)
+    assert ast.literal_eval(exported.value) == sorted(PRIMITIVES)
 
 
 def test_each_library_gets_its_own_engine_and_others_the_portable_one(xp: Backend) -> None:
