@@ -34,6 +34,7 @@ def keep(
     xp = problem.xp
     best, mass = KBest(rule.most), _Mass()
     always = None if problem.always is None else _SetAside(problem, part, task, problem.always)
+    p = rule.p if problem.keys else None  # where there are no keys, there is no mass
     seen = problem.seen(task)
     blocks = [
         slice(seen.start + some.start, seen.start + some.stop)
@@ -41,7 +42,7 @@ def keep(
     ]
     for keys in blocks or [slice(0, min(problem.keys, 1))]:
         ranks = problem.ranks(part, task, keys, scratch)
-        if rule.p is not None:
+        if p is not None:
             mass.add(xp, ranks * problem.late_scale)
         if always is not None:
             ranks = always.take(ranks, keys)
@@ -62,13 +63,13 @@ def keep(
     if problem.gate is not None:
         linear = others[1] if problem.ranks_weights else _linear(problem, part, indices)
         return Keeping(scores, indices, linear)
-    if rule.p is not None:
+    if p is not None:
         held = 0.0 if always is None else mass.weights(xp, always.scores * problem.late_scale)
-        scores, indices = _fewest(xp, scores, indices, mass.weights(xp, scores), held, rule.p)
+        scores, indices = _fewest(xp, scores, indices, mass.weights(xp, scores), held, p)
     if always is not None:
         scores = xp.concat([scores, always.scores * problem.late_scale], axis=1)
         indices = xp.concat([indices, always.indices], axis=1)
-    if rule.p is not None or always is not None:
+    if p is not None or always is not None:
         scores, indices = _in_order(xp, scores, indices, problem.slots(rule))
     return Keeping(scores, indices)
 
