@@ -83,7 +83,8 @@ def test_a_given_chunk_size_is_an_upper_limit(sizes: Sizes, chunk: int) -> None:
 
 @given(sizes=sizes_QNK(), size=st.none() | st.integers(1, 10**6), spare=lengths)
 def test_a_dense_chunk_fits_the_budget(sizes: Sizes, size: int | None, spare: int) -> None:
-    row = DENSE_MATRICES * max(sizes.keys, 1) * sizes.itemsize
+    row = sizes.dense_row_bytes
+    assert row >= DENSE_MATRICES * max(sizes.keys, 1) * sizes.itemsize
     rows = plan_dense_chunk(sizes, size, 8 * row + spare)
     assert 1 <= rows <= max(1, min(sizes.queries, size or sizes.queries))
     assert rows * row * 8 <= 8 * row + spare

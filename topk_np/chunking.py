@@ -78,6 +78,12 @@ class Sizes:
         forward = self.forward_bytes(heads * rows, keys)
         return max(forward, self.backward_bytes(heads * backward)) + self.stacked_bytes(heads)
 
+    @property
+    def dense_row_bytes(self) -> int:
+        """Scratch of one query of a task of the dense function, whose slots are all keys."""
+        matrices = DENSE_MATRICES + self.score_matrices - 1 + self.slot_matrices
+        return matrices * max(self.keys, 1) * self.itemsize
+
     def _gathered_bytes(self, rows: int) -> int:
         row = self.slots * self.width // 2 * self.itemsize
         return max(row, min(GATHERED_BYTES, rows * row))
@@ -160,8 +166,7 @@ def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = 
         rows = sizes.queries
     else:
         budget = check_integer("memory_budget", memory_budget, least=1)
-        matrices = DENSE_MATRICES + sizes.score_matrices - 1 + sizes.slot_matrices
-        row = matrices * max(sizes.keys, 1) * sizes.itemsize * MOST_TASKS
+        row = sizes.dense_row_bytes * MOST_TASKS
         if row > budget:
             raise ValueError(f"memory_budget must be at least {row} bytes here, got {budget}")
         rows = budget // row
