@@ -12,9 +12,10 @@ import pytest
 from tests.backends import NUMPY, Backend
 from tests.models.tiny import CONFIG, EXPECTED, PARAMS, TENSORS, interleaved, with_layout
 from topk_np import dense_attention, topk_attention_fwd
-from topk_np.models import llama
+from topk_np.models import llama, scoring
 from topk_np.models.checkpoint import config_from_json, params_from_tensors
-from topk_np.models.llama import LlamaLayer, LlamaParams, forward, generate, logits, next_tokens
+from topk_np.models.llama import LlamaLayer, LlamaParams, forward, logits
+from topk_np.models.scoring import next_tokens
 
 TOKENS = EXPECTED["input_ids"]
 LENGTH, UNITS = TOKENS.shape[1], CONFIG["intermediate_size"]
@@ -26,14 +27,14 @@ def assert_agrees(actual: np.ndarray, expected: np.ndarray) -> None:
     assert np.max(np.abs(actual - expected)) <= 1e-4 * np.max(np.abs(expected))
 
 
-def params_on(xp: Backend) -> LlamaParams:
-    """The tiny model on a backend."""
+def params_on(xp: Backend, params: LlamaParams = PARAMS) -> LlamaParams:
+    """A model on a backend, by default the tiny one."""
 
     def move(layer: LlamaLayer) -> LlamaLayer:
         return LlamaLayer(**{f.name: xp.asarray(getattr(layer, f.name)) for f in fields(layer)})
 
-    embedding, norm, head = xp.arrays(PARAMS.embedding, PARAMS.norm, PARAMS.head)
-    return LlamaParams(PARAMS.config, embedding, tuple(map(move, PARAMS.layers)), norm, head)
+    embedding, norm, head = xp.arrays(params.embedding, params.norm, params.head)
+    return LlamaParams(params.config, embedding, tuple(map(move, params.layers)), norm, head)
 
 
 @pytest.mark.parametrize(
@@ -52,21 +53,12 @@ def test_hidden_states_logits_and_loss_are_those_of_the_reference(
     assert_agrees(np.mean(loss, keepdims=True)[0], EXPECTED["loss"])
 
 
-@pytest.mark.parametrize("options", [{}, {"attention_k": 100, "ffn_k": UNITS}], ids=str)
-def test_greedy_generation_is_that_of_the_reference(options: dict[str, Any]) -> None:
-    prompt, expected = EXPECTED["prompt"], EXPECTED["generated"]
-    count = expected.shape[1] - prompt.shape[1]
-    generated = generate(PARAMS, prompt, count, **options)
-    assert generated.dtype == prompt.dtype
-    assert np.array_equal(generated, expected)
-
-
 @pytest.mark.parametrize("chunk", [1, 7, 16])
 def test_chunks_of_attention_and_of_the_vocabulary_change_only_rounding(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     monkeypatch.setattr(llama, "CHUNK", chunk)
-    monkeypatch.setattr(llama, "VOCABULARY_CHUNK", chunk)
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
     hidden = forward(PARAMS, TOKENS)
     assert_agrees(hidden, EXPECTED["last_hidden"])
     seen = next_tokens(PARAMS, hidden, TOKENS)

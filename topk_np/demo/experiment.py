@@ -10,18 +10,13 @@ from time import perf_counter
 import numpy as np
 
 from topk_np import dense_attention
+from topk_np._namespace import Array
 from topk_np.demo.inputs import DemoError
 from topk_np.diagnostics import kept_mass
 from topk_np.models.bpe import ByteBPE
 from topk_np.models.checkpoint import Model
-from topk_np.models.llama import (
-    Array,
-    LlamaParams,
-    NextTokens,
-    causal_attention,
-    forward,
-    next_tokens,
-)
+from topk_np.models.llama import LlamaParams, causal_attention, forward
+from topk_np.models.scoring import NextTokens, next_tokens
 
 PASS_KEY = "71853"
 PASS_KEY_K = 64  # always among the k that are tried

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from topk_np._namespace import Array
 from topk_np.models.bpe import ByteBPE
-from topk_np.models.llama import Array, LlamaConfig, LlamaLayer, LlamaParams
+from topk_np.models.llama import LlamaConfig, LlamaLayer, LlamaParams
 
 
 class Model(NamedTuple):

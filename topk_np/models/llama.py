@@ -6,28 +6,29 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from array_api_compat import device
 
 from topk_np import (
+    KVCache,
     array_namespace,
     dense_attention,
     dense_ffn,
     topk_attention,
     topk_ffn,
 )
+from topk_np._namespace import Array, Namespace
 from topk_np.layers.heads import merge_heads, split_heads
 from topk_np.layers.rope import Rope, RopeLayout, Rotation
+from topk_np.models.per_layer import LayerK, per_layer
 
-Array = Any  # an array of any library that follows the array API
 Attention = Callable[[Array, Array, Array], Array]  # (query, key, value) -> out
 
 CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
-VOCABULARY_CHUNK = 256  # positions at a time in the output layer: never Q x T logits
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,15 @@ class LlamaParams:
     head: Array
 
 
-class NextTokens(NamedTuple):
-    """How well each token was foreseen from those before it; both fields are (..., Q - 1)."""
-
-    loss: Array  # -log probability of the token that came
-    best: Array  # the most probable token
-
-
 def forward(
     params: LlamaParams,
     tokens: Array,
     /,
     *,
-    attention_k: int | None = None,
-    ffn_k: int | None = None,
+    attention_k: LayerK = None,
+    ffn_k: LayerK = None,
     attention: Attention | None = None,
+    caches: Sequence[KVCache] | None = None,
     workers: int | None = None,
 ) -> Array:
     """
@@ -112,15 +107,18 @@ def forward(
     params : LlamaParams
         The model.
     tokens : integer array (..., Q)
-        Token ids, first position 0.
-    attention_k : int, optional
-        Keys kept per query in every layer; dense by default.
-    ffn_k : int, optional
-        Feed-forward units kept per position, those of the largest absolute activation; dense by
-        default.
+        Token ids. The first position is 0, or with `caches` the one after those they hold.
+    attention_k : int, sequence or mapping, optional
+        Keys kept per query, one number for all layers or one for each (`LayerK`); dense by default.
+    ffn_k : int, sequence or mapping, optional
+        Feed-forward units kept per position, those of the largest absolute activation, likewise.
     attention : callable, optional
         Used in place of the library's causal attention, called once a layer, first layer first,
-        with query (..., G, H/G, Q, W) and key and value (..., G, 1, Q, W).
+        with query (..., G, H/G, Q, W) and key and value (..., G, 1, N, W); the queries are the last
+        Q of the N positions.
+    caches : sequence of KVCache, optional
+        One a layer, all of one length. The keys and values of `tokens` are appended, and `tokens`
+        attend to all that is there.
     workers : int, optional
         Threads, passed on.
 
@@ -132,39 +130,54 @@ def forward(
     Raises
     ------
     TypeError
-        If the tokens are not integers, or not of the weights' array library.
+        If the tokens are not integers, or not of the weights' array library, or a k is not an
+        integer.
     ValueError
-        If a token is outside the vocabulary, or both `attention` and `attention_k` are given.
+        If a token is outside the vocabulary, a k is below 1 or does not fit the layers, both
+        `attention` and `attention_k` are given, or the caches do not fit the model or each other.
 
     Notes
     -----
     Memory is linear in Q, dense or top-k.
     """
-    if attention is None:
-        attention = partial(causal_attention, k=attention_k, workers=workers)
-    elif attention_k is not None:
+    config, depth = params.config, len(params.layers)
+    ks = per_layer("attention_k", attention_k, depth), per_layer("ffn_k", ffn_k, depth)
+    if attention is not None and attention_k is not None:
         raise ValueError(f"attention_k must be None where attention is given, got {attention_k}")
-    config = params.config
-    x = _embed(params.embedding, tokens)
-    positions = array_namespace(x).arange(x.shape[-2], device=device(x))
+    first = 0 if caches is None else _cached_length(caches, depth)
+    x = _embed(params, tokens)
+    stop = first + x.shape[-2]
+    positions = array_namespace(x).arange(first, stop, device=device(x))
     width = params.layers[0].query.shape[0] // config.heads
     rope = Rope(config.rope_base, config.rope_layout)
     rotation = Rotation.at(positions, rope, width, x.dtype)
-    for layer in params.layers:
+    for i, (layer, k, units) in enumerate(zip(params.layers, *ks, strict=True)):
+        attend = attention or partial(causal_attention, k=k, workers=workers)
+        cache = None if caches is None else caches[i]
         normed = rms_norm(x, layer.attention_norm, config.norm_eps)
-        x = x + _attention_block(layer, config, normed, rotation, attention)
+        x = x + _attention_block(layer, config, normed, rotation, attend, cache)
         normed = rms_norm(x, layer.ffn_norm, config.norm_eps)
-        x = x + gated_ffn(layer, normed, k=ffn_k, workers=workers)
+        x = x + gated_ffn(layer, normed, k=units, workers=workers)
     return rms_norm(x, params.norm, config.norm_eps)
 
 
 def causal_attention(
     query: Array, key: Array, value: Array, /, *, k: int | None, workers: int | None = None
 ) -> Array:
-    """Causal attention from position 0 on: top-k, or dense where `k` is None."""
+    """
+    Causal attention: top-k, or dense where `k` is None.
+
+    The queries are the last Q of the N positions that keys and values are of.
+    """
+    options: dict[str, Any] = {
+        "is_causal": True,
+        "query_offset": key.shape[-2] - query.shape[-2],
+        "chunk_size": CHUNK,
+        "workers": workers,
+    }
     if k is None:
-        return dense_attention(query, key, value, is_causal=True, chunk_size=CHUNK, workers=workers)
-    return topk_attention(query, key, value, k=k, is_causal=True, chunk_size=CHUNK, workers=workers)
+        return dense_attention(query, key, value, **options)
+    return topk_attention(query, key, value, k=k, **options)
 
 
 def gated_ffn(
@@ -198,78 +211,51 @@ def logits(params: LlamaParams, hidden: Array, /) -> Array:
     return hidden @ array_namespace(hidden).matrix_transpose(params.head)
 
 
-def next_tokens(params: LlamaParams, hidden: Array, tokens: Array, /) -> NextTokens:
-    """
-    Loss and best guess for every token but the first, from the hidden states of all of them.
-
-    Parameters
-    ----------
-    params : LlamaParams
-        The model.
-    hidden : array (..., Q, D)
-        From `forward`, or a slice of its positions.
-    tokens : integer array (..., Q)
-        The tokens at these positions.
-
-    Returns
-    -------
-    NextTokens
-        `loss` and `best`, each (..., Q - 1).
-    """
-    xp = array_namespace(hidden, tokens)
-    losses, best = [], []
-    for start in range(0, tokens.shape[-1] - 1, VOCABULARY_CHUNK):
-        stop = min(start + VOCABULARY_CHUNK, tokens.shape[-1] - 1)
-        scores = logits(params, hidden[..., start:stop, :])
-        came = xp.astype(tokens[..., start + 1 : stop + 1, None], xp.int64)
-        first = xp.argmax(scores, axis=-1, keepdims=True)
-        best.append(first[..., 0])
-        top = xp.take_along_axis(scores, first, axis=-1)
-        norm = top + xp.log(xp.sum(xp.exp(scores - top), axis=-1, keepdims=True))
-        losses.append((norm - xp.take_along_axis(scores, came, axis=-1))[..., 0])
-    if not losses:
-        raise ValueError(f"tokens must have at least 2 positions, got shape {tokens.shape}")
-    return NextTokens(xp.concat(losses, axis=-1), xp.concat(best, axis=-1))
-
-
-def generate(params: LlamaParams, tokens: Array, count: int, /, **options: Any) -> Array:
-    """
-    Append `count` tokens to `tokens` (..., Q), each the most probable one.
-
-    `options` go to `forward`, which is run anew for every token.
-    """
-    xp = array_namespace(tokens)
-    for _ in range(count):
-        hidden = forward(params, tokens, **options)[..., -1:, :]
-        best = xp.argmax(logits(params, hidden), axis=-1)
-        tokens = xp.concat([tokens, xp.astype(best, tokens.dtype)], axis=-1)
-    return tokens
-
-
 def rms_norm(x: Array, weight: Array, eps: float, /) -> Array:
     """Scale each row of `x` (..., D) to mean square 1, then by `weight` (D,)."""
     xp = array_namespace(x, weight)
     return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def _embed(embedding: Array, tokens: Array) -> Array:
-    xp = array_namespace(embedding, tokens)
+def check_tokens(params: LlamaParams, tokens: Array, /) -> Namespace:
+    """Check that `tokens` are ids of the model's vocabulary; return their array library."""
+    xp = array_namespace(params.embedding, tokens)
     if not xp.isdtype(tokens.dtype, "integral"):
         raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
-    size, width = embedding.shape
     if tokens.ndim < 1 or 0 in tokens.shape:
         raise ValueError(f"tokens must have shape (..., Q) and no empty axis, got {tokens.shape}")
+    size = params.embedding.shape[0]
     low, high = int(xp.min(tokens)), int(xp.max(tokens))
     if low < 0 or high >= size:
         raise ValueError(f"tokens must lie in 0 .. {size - 1}, got {low} .. {high}")
-    rows = xp.take(embedding, xp.reshape(tokens, (-1,)), axis=0)
-    return xp.reshape(rows, (*tokens.shape, width))
+    return xp
+
+
+def _embed(params: LlamaParams, tokens: Array) -> Array:
+    xp = check_tokens(params, tokens)
+    rows = xp.take(params.embedding, xp.reshape(tokens, (-1,)), axis=0)
+    return xp.reshape(rows, (*tokens.shape, rows.shape[-1]))
+
+
+def _cached_length(caches: Sequence[KVCache], layers: int) -> int:
+    """How many positions every one of the caches holds."""
+    lengths = sorted({len(cache) for cache in caches})
+    if len(caches) != layers:
+        raise ValueError(f"caches must be one for each of {layers} layers, got {len(caches)}")
+    if len(lengths) > 1:
+        raise ValueError(f"caches must all have the same length, got {lengths}")
+    return lengths[0]
 
 
 def _attention_block(
-    layer: LlamaLayer, config: LlamaConfig, x: Array, rotation: Rotation, attend: Attention
+    layer: LlamaLayer,
+    config: LlamaConfig,
+    x: Array,
+    rotation: Rotation,
+    attend: Attention,
+    cache: KVCache | None,
 ) -> Array:
-    """Project, turn by position, attend in groups of heads, and project back."""
+    """Project, turn by position, attend in groups of heads to all so far, and project back."""
     xp = array_namespace(x)
 
     def split(projection: Array, heads: int) -> Array:
@@ -278,5 +264,9 @@ def _attention_block(
 
     query = rotation.turn(split(layer.query, config.heads))
     key = rotation.turn(split(layer.key, config.groups))
-    out = attend(query, key, split(layer.value, config.groups))
+    value = split(layer.value, config.groups)
+    if cache is not None:
+        cache.append(key, value)
+        key, value = cache.key, cache.value
+    out = attend(query, key, value)
     return merge_heads(out, grouped=True) @ xp.matrix_transpose(layer.output)
