@@ -169,6 +169,15 @@ def causal_attention(
 
     The queries are the last Q of the N positions that keys and values are of.
     """
+    if query.shape[-2] == 1:
+        # The last position sees every key: the heads of a group are so many queries of one head.
+        xp = array_namespace(query)
+        heads = xp.moveaxis(query, -2, -3)
+        if k is None:
+            out = dense_attention(heads, key, value, workers=workers)
+        else:
+            out = topk_attention(heads, key, value, k=k, workers=workers)
+        return xp.moveaxis(out, -3, -2)
     options: dict[str, Any] = {
         "is_causal": True,
         "query_offset": key.shape[-2] - query.shape[-2],
