@@ -95,6 +95,22 @@ def test_feed_forward_keeps_the_units_of_the_largest_activation() -> None:
     assert_agrees(llama.gated_ffn(layer, x, k=5), expected)
 
 
+def test_every_layer_keeps_its_own_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch(name: str) -> list[int | None]:
+        ks, function = [], getattr(llama, name)
+
+        def watched(*arrays: Any, k: int | None, **options: Any) -> Any:
+            ks.append(k)
+            return function(*arrays, k=k, **options)
+
+        monkeypatch.setattr(llama, name, watched)
+        return ks
+
+    attention, ffn = watch("causal_attention"), watch("gated_ffn")
+    forward(PARAMS, TOKENS, attention_k={0: None, "rest": 3}, ffn_k=[9, 4])
+    assert (attention, ffn) == ([None, 3], [9, 4])
+
+
 def test_a_sequence_is_computed_as_it_is_in_a_batch() -> None:
     assert_agrees(forward(PARAMS, TOKENS[1]), EXPECTED["last_hidden"][1])
 
