@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from topk_np._namespace import Array, array_namespace, check_integer, check_number
+from topk_np.kernels import engine
 
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-PARITY = 0x1BD11BDA
 SEEDS = 2**64
 
 
@@ -46,18 +45,7 @@ class Dropout:
 
 def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:
     """Threefry-2x32-20: two int32 of random bits for each key and counter, which broadcast."""
-    x, y = counter
-    keys = (*key, key[0] ^ key[1] ^ PARITY)
-    x, y = x + keys[0], y + keys[1]
-    for block in range(5):
-        for rotation in ROTATIONS[block % 2]:
-            x = x + y
-            # The shift to the right repeats the sign, which the mask takes away again.
-            y = (y << rotation) | ((y >> (32 - rotation)) & ((1 << rotation) - 1))
-            y = x ^ y
-        x = x + keys[(block + 1) % 3]
-        y = y + keys[(block + 2) % 3] + (block + 1)
-    return x, y
+    return engine(array_namespace(*counter)).threefry(key, counter)  # type: ignore[no-any-return]
 
 
 def _signed(number: int) -> int:

@@ -36,6 +36,7 @@ PRIMITIVES = (
     "masked_matmul",
     "softmax",
     "softmax_vjp",
+    "threefry",
 )
 
 

@@ -173,6 +173,11 @@ def softmax_vjp(weights: Array, dweights: Array) -> Array:
     return dscores
 
 
+def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Threefry-2x32-20: two int32 of random bits for each key and counter, which broadcast."""
+    return _threefry()(*key, *counter)  # type: ignore[no-any-return]
+
+
 def _strides(matrix: Array) -> tuple[int, int]:
     """How many elements lie between rows, and between columns."""
     row, column = matrix.strides
@@ -183,6 +188,30 @@ def _strides(matrix: Array) -> tuple[int, int]:
 def _hide() -> Any:
     return cupy.ElementwiseKernel(
         "bool allowed, T hidden", "T score", "if (!allowed) score = hidden", "topk_np_hide"
+    )
+
+
+@cache
+def _threefry() -> Any:
+    return cupy.ElementwiseKernel(
+        "int32 key0, int32 key1, int32 counter0, int32 counter1",
+        "int32 bits0, int32 bits1",
+        """
+        const int rotations[2][4] = {{13, 15, 26, 6}, {17, 29, 16, 24}};
+        const unsigned a = key0, b = key1, keys[3] = {a, b, a ^ b ^ 0x1BD11BDAu};
+        unsigned x = counter0 + a, y = counter1 + b;
+        for (unsigned block = 0; block < 5; block++) {
+          for (int rotation : rotations[block % 2]) {
+            x += y;
+            y = x ^ (y << rotation | y >> (32 - rotation));
+          }
+          x += keys[(block + 1) % 3];
+          y += keys[(block + 2) % 3] + block + 1;
+        }
+        bits0 = x;
+        bits1 = y;
+        """,
+        "topk_np_threefry",
     )
 
 

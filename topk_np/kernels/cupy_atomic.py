@@ -18,6 +18,7 @@ from topk_np.kernels.cupy import (
     softmax_vjp,
     take_slots,
     tanh,
+    threefry,
 )
 from topk_np.kernels.cupy import scatter_matmul_atomic as scatter_matmul
 
@@ -35,4 +36,5 @@ __all__ = [
     "softmax_vjp",
     "take_slots",
     "tanh",
+    "threefry",
 ]

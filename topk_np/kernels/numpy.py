@@ -18,6 +18,7 @@ from topk_np.kernels import GATHERED_BYTES, Selection
 from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax as softmax
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
+from topk_np.kernels.portable import threefry as threefry
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker

@@ -6,10 +6,16 @@ Unused slots (see `Selection`) are skipped, never multiplied: 0 x NaN would be N
 
 from __future__ import annotations
 
+from typing import Any
+
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace
 from topk_np.kernels import Selection
+
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of Threefry, as is the next
+PARITY = 0x1BD11BDA
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -150,6 +156,22 @@ def softmax_vjp(weights: Array, dweights: Array) -> Array:
     """``weights * (dweights - sum(weights * dweights))``, row by row."""
     xp = array_namespace(weights)
     return weights * (dweights - xp.sum(weights * dweights, axis=1, keepdims=True))
+
+
+def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Threefry-2x32-20: two int32 of random bits for each key and counter, which broadcast."""
+    x, y = counter
+    keys = (*key, key[0] ^ key[1] ^ PARITY)
+    x, y = x + keys[0], y + keys[1]
+    for block in range(5):
+        for rotation in ROTATIONS[block % 2]:
+            x = x + y
+            # The shift to the right repeats the sign, which the mask takes away again.
+            y = (y << rotation) | ((y >> (32 - rotation)) & ((1 << rotation) - 1))
+            y = x ^ y
+        x = x + keys[(block + 1) % 3]
+        y = y + keys[(block + 2) % 3] + (block + 1)
+    return x, y
 
 
 def _used(indices: Array, counts: Array) -> Array:
