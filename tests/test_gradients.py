@@ -123,9 +123,10 @@ def test_at_most_a_wave_of_terms_is_alive(case: Case, wave_size: int) -> None:
     totals: list[float] = []
 
     class Counting(RowsTerm):
-        def add_to(self, total: np.ndarray, first: int) -> None:
+        def add_to(self, total: np.ndarray, first: int) -> np.ndarray:
             totals.append(0.0)
-            super().add_to(total, first)
+            added: np.ndarray = super().add_to(total, first)
+            return added
 
     def terms_of(task: Task) -> list[Addend]:
         (head,), rows = task

@@ -220,6 +220,33 @@ def cumulative_sum(xp: Namespace, matrix: Array) -> Array:
     return (xp.cumsum if is_numpy(xp) else xp.cumulative_sum)(matrix, axis=1)  # NumPy 2.0
 
 
+def put(array: Array, index: Any, values: Array) -> Array:
+    """`array`, our own, with `values` at `index`: the same array, or a new one in JAX."""
+    if array_api_compat.is_jax_array(array):
+        return array.at[index].set(values)
+    array[index] = values
+    return array
+
+
+def add_at(array: Array, index: Any, values: Array) -> Array:
+    """Like `put`, with `values` added."""
+    if array_api_compat.is_jax_array(array):
+        return array.at[index].add(values)
+    array[index] += values
+    return array
+
+
+class Filled:
+    """An array that tasks fill, each its own part, also where arrays cannot be written to."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    def __setitem__(self, index: Any, values: Array) -> None:
+        """See `put`."""
+        self.array = put(self.array, index, values)
+
+
 def nbytes(array: Array) -> int:
     """Bytes of the elements of an array of 16-, 32- or 64-bit numbers."""
     return int(math.prod(array.shape)) * int(dtype_name(array)[-2:]) // 8

@@ -40,12 +40,12 @@ class TopKAttentionResiduals:
     @property
     def scores(self) -> Array:
         """(..., Q, K) what the softmax is taken of; -inf in unused slots."""
-        return self.kept.scores
+        return self.kept.scores.array
 
     @property
     def indices(self) -> Array:
         """(..., Q, K) int32, ascending; -1 in unused slots."""
-        return self.kept.indices
+        return self.kept.indices.array
 
     @property
     def nbytes(self) -> int:
@@ -179,7 +179,7 @@ def topk_attention(
     chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
     lse = problem.room_for_lse(return_lse)
     out = core.forward(problem, rule, chunks, check_workers(workers), lse=lse)
-    return out if lse is None else (out, lse[..., 0])
+    return out if lse is None else (out, lse.array[..., 0])
 
 
 @spell_out
@@ -228,7 +228,7 @@ def topk_attention_fwd(
     kept = core.Kept.empty(problem, rule)
     out = core.forward(problem, rule, chunks, threads, kept, lse)
     residuals = TopKAttentionResiduals(problem, kept, chunks, threads, return_lse)
-    return (out if lse is None else (out, lse[..., 0])), residuals
+    return (out if lse is None else (out, lse.array[..., 0])), residuals
 
 
 def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> AttentionGrads:

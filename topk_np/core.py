@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from array_api_compat import device
 
-from topk_np._namespace import Array, Namespace, cast, nbytes
+from topk_np._namespace import Array, Filled, Namespace, cast, nbytes
 from topk_np.activations import logsumexp
 from topk_np.chunking import Chunks
 from topk_np.gradients import Addend, sum_gradients
@@ -34,11 +34,11 @@ from topk_np.terms import RowsTerm, SparseTerm
 class Kept:
     """What the forward pass keeps for the backward pass, beyond the inputs."""
 
-    scores: Array
+    scores: Filled
     """(..., Q, K) scores of the kept keys; -inf in unused slots."""
-    indices: Array
+    indices: Filled
     """(..., Q, K) int32, ascending; -1 in unused slots."""
-    linear: Array | None
+    linear: Filled | None
     """(..., Q, K) linear factors of gated units."""
 
     @classmethod
@@ -46,16 +46,16 @@ class Kept:
         """Room for what a problem's forward pass keeps."""
         shape = (*problem.batch, problem.queries, problem.slots(rule))
         return cls(
-            problem.zeros(*shape),
-            problem.zeros(*shape, dtype=problem.xp.int32),
-            None if problem.gate is None else problem.zeros(*shape),
+            Filled(problem.zeros(*shape)),
+            Filled(problem.zeros(*shape, dtype=problem.xp.int32)),
+            None if problem.gate is None else Filled(problem.zeros(*shape)),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of all three."""
-        arrays = (self.scores, self.indices, self.linear)
-        return sum(nbytes(array) for array in arrays if array is not None)
+        filled = (self.scores, self.indices, self.linear)
+        return sum(nbytes(one.array) for one in filled if one is not None)
 
 
 def forward(
@@ -64,7 +64,7 @@ def forward(
     chunks: Chunks,
     workers: int | Executor,
     kept: Kept | None = None,
-    lse: Array | None = None,
+    lse: Filled | None = None,
 ) -> Array:
     """
     The output (..., Q, V).
@@ -73,7 +73,7 @@ def forward(
     scores.
     """
     xp = problem.xp
-    out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
+    out = Filled(problem.zeros(*problem.out_shape, dtype=problem.query.dtype))
 
     with problem.crew(workers) as crew:
 
@@ -90,7 +90,7 @@ def forward(
             piece = gather_matmul(weights, placed, counts, part.stacked("value"))
             if problem.value_bias is not None:
                 piece = piece + cast(xp, problem.value_bias, problem.dtype)
-            _store(task, out, cast(xp, piece, out.dtype))
+            _store(task, out, cast(xp, piece, problem.query.dtype))
             if lse is not None:
                 _store(task, lse, logsumexp(scores))
             if kept is not None:
@@ -100,7 +100,7 @@ def forward(
                     _store(task, kept.linear, linear)
 
         crew.map(work, problem.tasks(chunks.queries, chunks.heads))
-    return out
+    return out.array
 
 
 def backward(
@@ -116,10 +116,10 @@ def backward(
 
     def terms_of(task: Task) -> list[Addend]:
         part = problem.part(task)
-        scores, indices = _load(xp, task, kept.scores), _load(xp, task, kept.indices)
+        scores, indices = (_load(xp, task, filled.array) for filled in (kept.scores, kept.indices))
         counts, placed = slot_counts(xp, indices), _place(problem, task, indices)
         activated = weights = problem.activation.value(scores)
-        linear = None if kept.linear is None else _load(xp, task, kept.linear)
+        linear = None if kept.linear is None else _load(xp, task, kept.linear.array)
         dpiece = cast(xp, _load(xp, task, dout), problem.dtype)
         addends: list[Addend] = []
 
@@ -190,10 +190,10 @@ def _place(problem: Problem, task: Task, indices: Array) -> Array:
     return xp.where(indices < 0, indices, indices + first[:, None])
 
 
-def _store(task: Task, array: Array, stacked: Array) -> None:
-    """Store rows, one head after the other, where a task's queries are in `array` (..., Q, ·)."""
+def _store(task: Task, filled: Filled, stacked: Array) -> None:
+    """Store rows, one head after the other, where a task's queries are in `filled` (..., Q, ·)."""
     for head, rows in zip(task.heads, task.per_head(stacked), strict=True):
-        array[(*head, task.rows, slice(None))] = rows
+        filled[(*head, task.rows, slice(None))] = rows
 
 
 def _load(xp: Namespace, task: Task, array: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from array_api_compat import device
 
 from topk_np._namespace import (
@@ -15,6 +17,7 @@ from topk_np._namespace import (
     is_numpy,
     namespace_of,
     plain,
+    put,
 )
 
 
@@ -38,7 +41,7 @@ class KVCache:
     Notes
     -----
     Memory is at most twice that of the keys and values (or what `capacity` asks for), three times
-    while it grows. Needs arrays that can be written to.
+    while it grows. JAX's arrays cannot be written to, so that every `append` makes new ones.
 
     Examples
     --------
@@ -130,11 +133,8 @@ class KVCache:
         elif stop > capacity:
             capacity = max(2 * capacity, stop)
             larger = _room(xp, new[0], capacity), _room(xp, new[1], capacity)
-            for target, array in zip(larger, arrays, strict=True):
-                target[..., :start, :] = array[..., :start, :]
-            arrays = larger
-        for target, array in zip(arrays, new, strict=True):
-            target[..., start:stop, :] = array
+            arrays = _put_rows(larger, 0, [array[..., :start, :] for array in arrays])
+        arrays = _put_rows(arrays, start, new)
         # Only now does anyone see what was written.
         self._arrays, self._capacity, self._length = arrays, capacity, stop
 
@@ -167,6 +167,14 @@ def _room(xp: Namespace, like: Array, capacity: int) -> Array:
     """Uninitialised room for `capacity` positions of arrays such as `like` (..., n, D)."""
     *lead, _, width = like.shape
     return xp.empty((*lead, capacity, width), dtype=like.dtype, device=device(like))
+
+
+def _put_rows(
+    arrays: tuple[Array, Array], start: int, rows: Sequence[Array]
+) -> tuple[Array, Array]:
+    """Keys and values with `rows` of each from row `start` on: see `put`."""
+    where = (..., slice(start, start + rows[0].shape[-2]), slice(None))
+    return put(arrays[0], where, rows[0]), put(arrays[1], where, rows[1])
 
 
 def _check_fits(name: str, new: Array, old: Array) -> None:

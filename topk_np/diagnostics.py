@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from topk_np._namespace import (
     Array,
+    Filled,
     cast,
     check_integer,
     check_number,
@@ -81,7 +82,7 @@ def kept_mass(
         raise ValueError("k must be an integer or a list of at least one, got an empty one")
     problem = attention_problem(query, key, key, **options)
     xp = problem.xp
-    out = problem.zeros(len(ks), *problem.batch, problem.queries)
+    out = Filled(problem.zeros(len(ks), *problem.batch, problem.queries))
 
     def measure(task: Task, scores: Array) -> None:
         (head,), rows = task
@@ -92,7 +93,7 @@ def kept_mass(
             out[(i, *head, rows)] = xp.sum(best[:, : min(one, best.shape[1])], axis=1)
 
     _each_chunk(problem, measure, chunk_size, memory_budget, workers)
-    return out if given is k else out[0, ...]
+    return out.array if given is k else out.array[0, ...]
 
 
 @spell_out
@@ -158,7 +159,7 @@ def error_bound(
     k = check_integer("k", k, least=1)
     problem = attention_problem(query, key, value, **options)
     xp = problem.xp
-    out = problem.zeros(*problem.batch, problem.queries)
+    out = Filled(problem.zeros(*problem.batch, problem.queries))
 
     def measure(task: Task, scores: Array) -> None:
         (head,), rows = task
@@ -173,7 +174,7 @@ def error_bound(
         out[(*head, rows)] = 2 * rest * xp.max(xp.where(allowed, norms, 0.0), axis=1)
 
     _each_chunk(problem, measure, chunk_size, memory_budget, workers)
-    return out
+    return out.array
 
 
 @spell_out
@@ -229,7 +230,7 @@ def keys_for_mass(
         raise ValueError(f"mass must be above 0 and at most 1, got {mass}")
     problem = attention_problem(query, key, key, **options)
     xp = problem.xp
-    out = problem.zeros(*problem.batch, problem.queries, dtype=xp.int64)
+    out = Filled(problem.zeros(*problem.batch, problem.queries, dtype=xp.int64))
 
     def measure(task: Task, scores: Array) -> None:
         (head,), rows = task
@@ -242,7 +243,7 @@ def keys_for_mass(
         out[(*head, rows)] = xp.where(xp.any(xp.isnan(weights), axis=1), -1, fewest)
 
     _each_chunk(problem, measure, chunk_size, memory_budget, workers)
-    return out
+    return out.array
 
 
 def attention_csr(residuals: TopKAttentionResiduals, /, *, head: tuple[int, ...] = ()) -> Any:

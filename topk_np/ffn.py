@@ -41,12 +41,12 @@ class TopKFFNResiduals:
     @property
     def scores(self) -> Array:
         """(..., K) what went into the activation of the kept units; -inf in unused slots."""
-        return self._with_lead(self.kept.scores)
+        return self._with_lead(self.kept.scores.array)
 
     @property
     def indices(self) -> Array:
         """(..., K) int32, ascending; -1 in unused slots."""
-        return self._with_lead(self.kept.indices)
+        return self._with_lead(self.kept.indices.array)
 
     @property
     def nbytes(self) -> int:

@@ -10,13 +10,11 @@ same order. Long gradients are cut into ranges of keys, so that one head is enou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, cast, is_numpy, put
 from topk_np.chunking import slices
-from topk_np.positions import Head, of_head, own_place
+from topk_np.positions import Head, own_place
 from topk_np.problem import Problem, Task
 from topk_np.terms import SparseTerm, Term
 from topk_np.workers import MOST_TASKS, Crew
@@ -31,13 +29,19 @@ Addend = tuple[str, Head, Term]  # the input and the head whose gradient the ter
 class _Share(NamedTuple):
     """A range of rows of one head's gradient, and the terms to add there, in order."""
 
-    total: Array
+    name: str
+    place: tuple[Any, ...]
+    """Where the rows are in the gradient of that name."""
+    rows: Array
+    first: int
     terms: list[Term]
-    rows: slice
 
-    def add(self) -> None:
+    def sum(self) -> Array:
+        """The rows with all terms added: in place, or a new array."""
+        total = self.rows
         for term in self.terms:
-            term.add_to(self.total[self.rows, :], self.rows.start)
+            total = term.add_to(total, self.first)
+        return total
 
 
 def sum_gradients(
@@ -56,13 +60,16 @@ def sum_gradients(
     sums = {name: problem.zeros(*array.shape) for name, array in problem.inputs.items()}
     for wave in slices(len(tasks), wave_size):
         made = crew.map(terms_of, tasks[wave])
-        crew.map(_Share.add, _shares(sums, [addend for addends in made for addend in addends]))
+        shares = _shares(problem, sums, [addend for addends in made for addend in addends])
+        for share, rows in zip(shares, crew.map(_Share.sum, shares), strict=True):
+            if rows is not share.rows:
+                sums[share.name] = put(sums[share.name], share.place, rows)
     # One at a time: sums of half precision are wider than the gradients they become.
     dtype = problem.query.dtype
     return {name: cast(problem.xp, sums.pop(name), dtype) for name in list(sums)}
 
 
-def _shares(sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:
+def _shares(problem: Problem, sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:
     """What can be added independently: one head of one gradient, or a range of its rows."""
     gathered: dict[tuple[str, Head], list[Term]] = {}
     for name, head, term in addends:
@@ -70,10 +77,12 @@ def _shares(sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:
         gathered.setdefault((name, place), []).append(term)
     shares = []
     for (name, place), terms in gathered.items():
-        total = of_head(sums[name], place)
-        size = max(total.shape[0], 1)
+        length = sums[name].shape[-2]
+        size = max(length, 1)
         # Only NumPy has several threads here, and a device would sort anew for each range.
-        if isinstance(terms[0], SparseTerm) and isinstance(total, np.ndarray):
+        if isinstance(terms[0], SparseTerm) and is_numpy(problem.xp):
             size = max(LEAST_RANGE, -(-size // MOST_RANGES))
-        shares += [_Share(total, terms, rows) for rows in slices(total.shape[0], size)]
+        for rows in slices(length, size):
+            where = (*place, rows, slice(None))
+            shares.append(_Share(name, where, sums[name][where], rows.start, terms))
     return shares

@@ -18,6 +18,7 @@ from array_api_compat import device
 
 from topk_np._namespace import (
     Array,
+    Filled,
     Namespace,
     array_namespace,
     cast,
@@ -182,11 +183,11 @@ class Problem:
         dtype = self.dtype if dtype is None else dtype
         return self.xp.zeros(shape, dtype=dtype, device=device(self.query))
 
-    def room_for_lse(self, wanted: Any) -> Array | None:
+    def room_for_lse(self, wanted: Any) -> Filled | None:
         """(..., Q, 1) for the log-sum-exp of each query's scores, if that is wanted."""
         if not check_flag("return_lse", wanted):
             return None
-        return self.zeros(*self.out_shape[:-1], 1)
+        return Filled(self.zeros(*self.out_shape[:-1], 1))
 
     def heads(self) -> list[Head]:
         """The place of every head among the leading axes."""
@@ -288,11 +289,9 @@ class Problem:
 
 
 def each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:
-    """`stacked` after ``make(i, rows)`` on the rows of each head, which may work in place."""
-    for i, own in enumerate(task.per_head(stacked)):
-        made = make(i, own)
-        if made is not own:
-            if len(task.heads) == 1:
-                return made
-            own[...] = made
-    return stacked
+    """What ``make(i, rows)`` makes of the rows of each head of `stacked`, in place or not."""
+    rows = task.per_head(stacked)
+    made = [make(i, own) for i, own in enumerate(rows)]
+    if all(new is own for new, own in zip(made, rows, strict=True)):
+        return stacked
+    return made[0] if len(made) == 1 else array_namespace(stacked).concat(made, axis=0)

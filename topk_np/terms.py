@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from topk_np._namespace import Array
+from topk_np._namespace import Array, add_at, put
 from topk_np.chunking import slices
 from topk_np.kernels.masked import masked_matmul
 from topk_np.rowsparse import add_slots, scatter_matmul
@@ -16,8 +16,8 @@ DENSE_BLOCK = 1024  # keys whose gradient is made at once
 class Term(Protocol):
     """Something to be added to the gradient of one head of one input."""
 
-    def add_to(self, total: Array, first: int) -> None:
-        """Add it to `total`, the gradient's rows from `first` on."""
+    def add_to(self, total: Array, first: int) -> Array:
+        """`total`, the gradient's rows from `first` on, with it added: in place, or a new array."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class RowsTerm:
     start: int
     column: int = 0
 
-    def add_to(self, total: Array, first: int) -> None:
+    def add_to(self, total: Array, first: int) -> Array:
         """See `Term`."""
         height, width = self.rows.shape
         rows = slice(self.start - first, self.start - first + height)
-        total[rows, self.column : self.column + width] += self.rows
+        return add_at(total, (rows, slice(self.column, self.column + width)), self.rows)
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,16 @@ class DenseTerm:
     start: int
     """The row of the gradient that the first column of weights belongs to."""
 
-    def add_to(self, total: Array, first: int) -> None:
+    def add_to(self, total: Array, first: int) -> Array:
         """See `Term`."""
         low = max(first, self.start)
         high = min(first + total.shape[0], self.start + self.weights.shape[1])
         for some in slices(max(high - low, 0), DENSE_BLOCK):
             keys = slice(low - self.start + some.start, low - self.start + some.stop)
-            total[low - first + some.start : low - first + some.stop, :] += masked_matmul(
-                self.weights[:, keys].T, self.allowed[:, keys].T, self.rows
-            )
+            rows = slice(low - first + some.start, low - first + some.stop)
+            product = masked_matmul(self.weights[:, keys].T, self.allowed[:, keys].T, self.rows)
+            total = add_at(total, (rows, slice(None)), product)
+        return total
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,9 @@ class SparseTerm:
     counts: Array
     rows: Array
 
-    def add_to(self, total: Array, first: int) -> None:
+    def add_to(self, total: Array, first: int) -> Array:
         """See `Term`."""
-        updated = scatter_matmul(self.weights, self.indices, self.counts, self.rows, total, first)
-        if updated is not total:
-            total[...] = updated
+        return scatter_matmul(self.weights, self.indices, self.counts, self.rows, total, first)
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,9 @@ class SlotsTerm:
     counts: Array
     start: int
 
-    def add_to(self, total: Array, first: int) -> None:
+    def add_to(self, total: Array, first: int) -> Array:
         """See `Term`."""
         rows = slice(self.start - first, self.start - first + self.weights.shape[0])
         own = total[rows, :]
         updated = add_slots(self.weights, self.indices, self.counts, own)
-        if updated is not own:
-            total[rows, :] = updated
+        return total if updated is own else put(total, (rows, slice(None)), updated)

@@ -66,7 +66,7 @@ class Scratch(threading.local):
         It is made by `empty`, of a library and device that are the same at every call.
         """
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < rows * columns or buffer.dtype != dtype:
+        if buffer is None or buffer.shape[0] < rows * columns or buffer.dtype != dtype:
             buffer = self._buffers[name] = empty((rows * columns,), dtype=dtype)
         return array_namespace(buffer).reshape(buffer[: rows * columns], (rows, columns))
 

@@ -150,7 +150,7 @@ def dense_attention_fwd(
     lse = problem.room_for_lse(return_lse)
     out = core.forward(problem, chunk, threads, lse)
     residuals = DenseAttentionResiduals(problem, chunk, threads, return_lse)
-    return (out if lse is None else (out, lse[..., 0])), residuals
+    return (out if lse is None else (out, lse.array[..., 0])), residuals
 
 
 def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> AttentionGrads:

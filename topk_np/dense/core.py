@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, Filled, cast
 from topk_np.activations import logsumexp
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.kernels.masked import masked_matmul
@@ -43,11 +43,11 @@ class _Chunk(NamedTuple):
 
 
 def forward(
-    problem: Problem, chunk: int, workers: int | Executor, lse: Array | None = None
+    problem: Problem, chunk: int, workers: int | Executor, lse: Filled | None = None
 ) -> Array:
     """The output (..., Q, V); `lse` (..., Q, 1), if given, gets the log-sum-exp of the scores."""
     xp = problem.xp
-    out = problem.zeros(*problem.out_shape, dtype=problem.query.dtype)
+    out = Filled(problem.zeros(*problem.out_shape, dtype=problem.query.dtype))
 
     def work(task: Task) -> None:
         made = _weigh(problem, task)
@@ -55,13 +55,13 @@ def forward(
         if problem.value_bias is not None:
             piece = piece + cast(xp, problem.value_bias, problem.dtype)
         (head,) = task.heads
-        out[(*head, task.rows, slice(None))] = cast(xp, piece, out.dtype)
+        out[(*head, task.rows, slice(None))] = cast(xp, piece, problem.query.dtype)
         if lse is not None:
             lse[(*head, task.rows, slice(None))] = logsumexp(made.scores)
 
     with problem.crew(workers) as crew:
         crew.map(work, problem.tasks(chunk))
-    return out
+    return out.array
 
 
 def backward(
