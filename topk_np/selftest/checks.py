@@ -9,7 +9,7 @@ import numpy as np
 
 import topk_np
 from topk_np.selftest.device import Device
-from topk_np.selftest.problems import Problem, Rng, Run, draw_attention, draw_ffn
+from topk_np.selftest.problems import Problem, Rng, Run, draw_attention, draw_ffn, draw_options
 
 DTYPES = ("float16", "float32", "float64")
 ROUNDINGS = {"float16": 2, "float32": 200, "float64": 200}  # that a result may be off by
@@ -98,6 +98,13 @@ def restricted(case: Case) -> None:
     _want_best(case, problem, found.indices)
 
 
+def options(case: Case) -> None:
+    """The same with biases, capped scores, lengths, dropout and keys that are always kept."""
+    problem = draw_options(case.rng, case.dtype, case.longest)
+    found = problem.solve(case.device)
+    case.results(found, problem.solve_dense(problem.pairs(found.indices)))
+
+
 def feed_forward(case: Case) -> None:
     """Feed-forward layers: each activation, plain and gated, by score and by activation."""
     problem = draw_ffn(case.rng, case.dtype, case.longest)
@@ -146,6 +153,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
         ties,
         covering,
         restricted,
+        options,
         feed_forward,
         poison,
         repeatable,

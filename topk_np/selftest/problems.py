@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import topk_np
 from topk_np.selftest.device import Device
 
 Rng = np.random.Generator
+NOT_MASKS = ("bias", "softcap", "dropout", "query_offset")  # of the options of dense attention
 
 
 class Run(NamedTuple):
@@ -49,14 +50,20 @@ class Problem:
 
     def solve_dense(self, pairs: np.ndarray) -> Run:
         """Dense attention in float64 in which `pairs` (..., Q, N) attend to each other."""
-        inputs = map(_wide, self.inputs)
-        out, residuals = topk_np.dense_attention_fwd(*inputs, mask=pairs, chunk_size=256)
+        inputs, options = _each_array(_wide, (self.inputs, self.options))
+        kept = {name: options[name] for name in NOT_MASKS if name in options}
+        out, residuals = topk_np.dense_attention_fwd(*inputs, mask=pairs, chunk_size=256, **kept)
         grads = topk_np.dense_attention_bwd(residuals, _wide(self.dout))
         return Run(out, [grad for grad in grads if grad is not None], pairs)
 
+    @property
+    def pair_shape(self) -> tuple[int, int]:
+        """Q and N, the numbers of queries and keys."""
+        return int(self.inputs[0].shape[-2]), int(self.inputs[1].shape[-2])
+
     def pairs(self, indices: np.ndarray) -> np.ndarray:
         """Boolean (..., Q, N): the pairs that `indices` (..., Q, K) name."""
-        keys = self.inputs[1].shape[-2]
+        _, keys = self.pair_shape
         pairs = np.zeros((*indices.shape[:-1], keys + 1), bool)
         np.put_along_axis(pairs, np.where(indices < 0, keys, indices), True, axis=-1)
         return pairs[..., :keys]
@@ -85,11 +92,28 @@ def draw_attention(
     return Problem("attention", tuple(inputs), dout, options)
 
 
+def draw_options(rng: Rng, dtype: str, longest: int) -> Problem:
+    """Attention with options beside masks: biases, caps, lengths, dropout, keys always kept."""
+    problem = draw_attention(rng, dtype, longest)
+    heads, queries, keys = problem.dout.shape[0], *problem.pair_shape
+    more: dict[str, Any] = {
+        "bias": _draw(rng, (heads, queries, keys), dtype, False),
+        "softcap": float(rng.integers(1, 20)),
+        "dropout": (0.3, int(rng.integers(1000))),
+        "key_lengths": rng.integers(0, keys + 1, heads),
+        "always_keep": (int(rng.integers(3)), int(rng.integers(3))),
+    }
+    more = {name: option for name, option in more.items() if rng.random() < 0.6}
+    offset = problem.options.get("query_offset", int(rng.integers(keys)))
+    return replace(problem, options={**problem.options, **more, "query_offset": offset})
+
+
 def draw_ffn(rng: Rng, dtype: str, longest: int) -> Problem:
     """
     A feed-forward layer, plain or gated.
 
-    Of whole numbers of quarters, so that scores are exact and what is selected is certain.
+    Of whole numbers of quarters, so that scores are exact and what is selected is certain. Smooth
+    activations are not, so that k covers all units where units are ranked by these.
     """
     tokens, units = int(rng.integers(1, longest // 4 + 2)), int(rng.integers(1, longest))
     width, value_width = (int(rng.integers(1, 65)) for _ in range(2))
@@ -99,6 +123,8 @@ def draw_ffn(rng: Rng, dtype: str, longest: int) -> Problem:
         "activation": str(rng.choice(activations)),
         "select": str(rng.choice(["score", "activation"])),
     }
+    if options["select"] == "activation" and options["activation"] not in ("identity", "relu"):
+        options["k"] = units
     optional = {"gate": (units, width), "key_bias": (units,), "value_bias": (value_width,)}
     options |= {
         n: _draw(rng, s, dtype, True) / 4 for n, s in optional.items() if rng.random() < 0.5
