@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
     """
     Run a command and return the exit code.
 
-    0, 1 if the self-test finds a fault, 2 for an error of use, 130 when interrupted.
+    0, 1 if the self-test finds a fault or nobody reads what is printed, 2 for an error of use,
+    130 when interrupted.
 
     Parameters
     ----------
@@ -40,6 +42,9 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
         return command(options) or 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads our output has had enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        return 1
     except CommandError as error:
         return _fail(options.name, str(error))
     except ModuleNotFoundError as error:
@@ -88,9 +93,44 @@ def _parser() -> argparse.ArgumentParser:
     ):
         demo.add_argument(name, type=Path, default=default, metavar="FILE", help=text)
     demo.set_defaults(run=_demo, name="demo")
+    _add_generate(commands)
     _add_bench(commands)
     _add_selftest(commands)
     return parser
+
+
+def _add_generate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="a pretrained language model writes on, dense or with top-k",
+        description="Go on with a text, or answer a message with --chat; greedily unless asked "
+        "otherwise. The text goes to stdout as it comes, its speed to stderr.",
+    )
+    generate.add_argument(
+        "--model",
+        default="smollm2",
+        metavar="NAME|FILE",
+        help="smollm2, which is downloaded once, or a GGUF file of a Llama model (smollm2)",
+    )
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on with")
+    for name, default, text in (
+        ("--attention-k", None, "keys kept for each query; all by default"),
+        ("--ffn-k", None, "feed-forward units kept for each token; all by default"),
+        ("--max-tokens", 128, "tokens to generate at most (128)"),
+    ):
+        generate.add_argument(name, type=_at_least(1), default=default, metavar="N", help=text)
+    for name, fraction, letter, text in (
+        ("--temperature", 0.0, "T", "above 0: draw tokens instead of taking the best (0)"),
+        ("--top-p", 1.0, "P", "draw from the best tokens that together have this probability (1)"),
+    ):
+        generate.add_argument(name, type=float, default=fraction, metavar=letter, help=text)
+    generate.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="N", help="what is drawn from (0)"
+    )
+    generate.add_argument(
+        "--chat", action="store_true", help="take the prompt as a message and answer it"
+    )
+    generate.set_defaults(run=_generate, name="generate")
 
 
 def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -190,6 +230,26 @@ def _demo(options: argparse.Namespace) -> None:
             plot=options.plot,
         )
     except (FetchError, demo.DemoError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from topk_np.models import command
+    from topk_np.models.fetch import FetchError
+
+    try:
+        command.run(
+            model=options.model,
+            prompt=options.prompt,
+            attention_k=options.attention_k,
+            ffn_k=options.ffn_k,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            seed=options.seed,
+            chat=options.chat,
+        )
+    except (FetchError, command.GenerateError) as error:
         raise CommandError(str(error)) from error
 
 

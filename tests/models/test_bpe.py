@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from tests.models.tiny import END, KINDS, MERGES, TOKENS
 from topk_np.models.bpe import ByteBPE
@@ -12,6 +17,19 @@ from topk_np.models.bpe import ByteBPE
 def tokenizer(split: str = "smollm", unknown: int | None = 0) -> ByteBPE:
     """The tiny tokenizer."""
     return ByteBPE(TOKENS, MERGES, kinds=KINDS, split=split, unknown=unknown)
+
+
+def every_byte() -> ByteBPE:
+    """A tokenizer of GPT-2's 256 bytes, of some pairs of them, a marker and a foreign token."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    pairs = [a + b for a in "âðÃ" for b in "ŁĤ©"]
+    tokens = [*sorted(letters), *pairs, END, "▁€"]
+    kinds = [1] * (len(tokens) - 2) + [3, 4]
+    return ByteBPE(tokens, [(pair[0], pair[1]) for pair in pairs], kinds=kinds)
+
+
+BYTES = every_byte()
+IDS = 256 + 9 + 2
 
 
 def spelled(ids: np.ndarray) -> list[str]:
@@ -51,6 +69,27 @@ def test_without_an_unknown_token_no_byte_is_dropped_in_silence() -> None:
     with pytest.raises(ValueError, match="text has bytes that the vocabulary lacks"):
         tokenizer(unknown=None).encode("aéa")
     assert spelled(tokenizer(unknown=None).encode("aa")) == ["a", "a"]
+
+
+@given(ids=st.lists(st.integers(0, IDS + 1), max_size=9))
+def test_a_stream_is_the_decoded_text_whatever_its_bytes(ids: list[int]) -> None:
+    pieces = list(BYTES.stream(ids))
+    assert "".join(pieces) == BYTES.decode(ids)
+    assert "" not in pieces
+
+
+def test_a_stream_gives_what_is_known_before_the_next_token_comes() -> None:
+    ids = BYTES.encode("a€b").tolist()
+    assert len(ids) == 4  # the sign of the euro is two of them
+    asked: list[int] = []
+
+    def coming() -> Iterator[int]:
+        for i in ids:
+            asked.append(i)
+            yield i
+
+    got = [(piece, len(asked)) for piece in BYTES.stream(coming())]
+    assert got == [("a", 1), ("€", 3), ("b", 4)]
 
 
 def test_an_unknown_split_rule_is_refused() -> None:

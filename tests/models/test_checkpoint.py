@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.models.test_llama import assert_agrees
-from tests.models.tiny import CONFIG, EXPECTED, TENSORS, fields, write_gguf
+from tests.models.tiny import CONFIG, EXPECTED, TENSORS, TOKENS, fields, write_gguf
 from topk_np.models.checkpoint import config_from_json, params_from_tensors, read_gguf
 from topk_np.models.llama import forward, logits
 
@@ -43,6 +43,21 @@ def test_metadata_with_a_default_may_be_missing(tmp_path: Path) -> None:
     params = read_gguf(write_gguf(tmp_path / "few.gguf", metadata=few)).params
     assert params.config.groups == params.config.heads
     assert params.config.rope_base == 10_000
+
+
+def test_the_ends_of_texts_and_the_chat_template_are_read(tmp_path: Path) -> None:
+    plain = read_gguf(write_gguf(tmp_path / "plain.gguf"))
+    assert (plain.stop, plain.chat_template) == ((), "")
+    tokens = ["<|im_end|>" if token == "b" else token for token in TOKENS]
+    changes = {
+        "add_token_list": tokens,
+        "add_eos_token_id": 7,
+        "add_eot_token_id": 2,
+        "add_chat_template": "{{ message }}",
+    }
+    model = read_gguf(write_gguf(tmp_path / "ends.gguf", metadata=fields() | changes))
+    assert model.stop == (2, tokens.index("<|im_end|>"), 7)
+    assert model.chat_template == "{{ message }}"
 
 
 def _truncated(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -71,8 +72,9 @@ class ByteBPE:
             ]
         )
         self._tokenizer = tokenizer
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        self._lossless = unknown is not None or ids.keys() >= set(alphabet)
+        self._byte_of = _gpt2_alphabet()
+        self._lossless = unknown is not None or ids.keys() >= self._byte_of.keys()
+        self._markers = {i for i, kind in enumerate(kinds or ()) if kind == CONTROL}
 
     def encode(self, text: str) -> np.ndarray:
         """
@@ -91,3 +93,32 @@ class ByteBPE:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the token ids, markers left out."""
         return str(self._tokenizer.decode([int(i) for i in ids]))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """
+        The text of `decode`, piece by piece as the ids come.
+
+        A piece ends between characters: one whose bytes are in several tokens is whole.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for i in ids:
+            if piece := decoder.decode(self._bytes(int(i))):
+                yield piece
+        if piece := decoder.decode(b"", final=True):
+            yield piece
+
+    def _bytes(self, i: int) -> bytes:
+        token = self._tokenizer.id_to_token(i)
+        if token is None or i in self._markers:
+            return b""
+        if self._byte_of.keys() >= set(token):
+            return bytes(self._byte_of[character] for character in token)
+        return str(token).encode()
+
+
+def _gpt2_alphabet() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    own = {chr(byte): byte for byte in printable}
+    return own | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -12,12 +12,18 @@ from topk_np._namespace import Array
 from topk_np.models.bpe import ByteBPE
 from topk_np.models.llama import LlamaConfig, LlamaLayer, LlamaParams
 
+ENDS = ("<|endoftext|>", "<|im_end|>")  # end a text or a turn, whether or not a file says so
+
 
 class Model(NamedTuple):
-    """What a GGUF file holds: the weights, in float32, and the tokenizer."""
+    """What a GGUF file holds: the weights, in float32, and what it takes to read and write."""
 
     params: LlamaParams
     tokenizer: ByteBPE
+    stop: tuple[int, ...] = ()
+    """Tokens after which there is nothing to be generated."""
+    chat_template: str = ""
+    """How a conversation is written down, in the language of Jinja."""
 
 
 def read_gguf(path: str | PathLike[str], /) -> Model:
@@ -32,7 +38,7 @@ def read_gguf(path: str | PathLike[str], /) -> Model:
     Returns
     -------
     Model
-        `params` and `tokenizer`.
+        `params`, `tokenizer`, and what generation needs.
 
     Raises
     ------
@@ -59,7 +65,8 @@ def read_gguf(path: str | PathLike[str], /) -> Model:
     except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
     params = params_from_tensors(_config_from_fields(fields), tensors, style="gguf")
-    return Model(params, _tokenizer_from_fields(fields))
+    template = fields.get("tokenizer.chat_template", "")
+    return Model(params, _tokenizer_from_fields(fields), _stops_from_fields(fields), template)
 
 
 def params_from_tensors(
@@ -167,6 +174,13 @@ def _tokenizer_from_fields(fields: Mapping[str, Any]) -> ByteBPE:
         split=fields.get("tokenizer.ggml.pre", "default"),
         unknown=fields.get("tokenizer.ggml.unknown_token_id"),
     )
+
+
+def _stops_from_fields(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    named = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    tokens = _field(fields, "tokenizer.ggml.tokens")
+    known = (tokens.index(token) for token in ENDS if token in tokens)
+    return tuple(sorted({i for i in (*named, *known) if i is not None}))
 
 
 def _field(fields: Mapping[str, Any], name: str) -> Any:

@@ -1,0 +1,127 @@
+"""The command `generate`: a language model goes on with a text, or answers a message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from topk_np.models.chat import chat_prompt
+from topk_np.models.checkpoint import Model, read_gguf
+from topk_np.models.decode import generate
+from topk_np.models.fetch import WEIGHTS, fetch
+from topk_np.models.sampling import Sampling
+
+
+class GenerateError(ValueError):
+    """What the user asked for cannot be done; the message is one line."""
+
+
+def run(
+    *,
+    model: str,
+    prompt: str,
+    attention_k: int | None,
+    ffn_k: int | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    chat: bool,
+) -> None:
+    """
+    Print what follows the prompt as it comes, and at the end on stderr how fast it came.
+
+    Parameters
+    ----------
+    model : str
+        A key of `WEIGHTS`, which are downloaded once, or the path of a GGUF file.
+    prompt : str
+        The text to go on with, or with `chat` the message to answer.
+    attention_k, ffn_k : int, optional
+        Keys and units to keep in every layer; dense by default.
+    max_tokens : int
+        Tokens to generate at most; as many as the model's context holds if that is less.
+    temperature, top_p : float
+        As in `Sampling`.
+    seed : int
+        What is drawn from.
+    chat : bool
+        Whether to write the prompt as a turn of a conversation.
+
+    Raises
+    ------
+    GenerateError, FetchError
+        With a message of one line.
+    """
+    try:
+        sampling = Sampling(temperature, top_p, np.random.default_rng(seed))
+        loaded = _load(model)
+        ids = loaded.tokenizer.encode(chat_prompt(prompt, loaded.chat_template) if chat else prompt)
+    except ValueError as error:
+        raise GenerateError(str(error)) from error
+    context = loaded.params.config.context
+    if not 0 < len(ids) < context:
+        raise GenerateError(
+            f"--prompt must have 1 to {context - 1} tokens for this model, got {len(ids)}"
+        )
+    speed = _Speed(len(ids))
+    tokens = generate(
+        loaded.params,
+        ids,
+        count=min(max_tokens, context - len(ids)),
+        stop=loaded.stop,
+        sampling=sampling,
+        attention_k=attention_k,
+        ffn_k=ffn_k,
+    )
+    try:
+        for piece in loaded.tokenizer.stream(speed.watch(map(int, tokens))):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        _end(speed)
+        raise
+    _end(speed)
+
+
+def _end(speed: _Speed) -> None:
+    print(flush=True)
+    print(speed, file=sys.stderr)
+
+
+class _Speed:
+    """How long the prompt and the tokens after the first took."""
+
+    def __init__(self, prompt: int) -> None:
+        self._prompt = prompt
+        self._times = [perf_counter()]
+
+    def watch(self, tokens: Iterator[int]) -> Iterator[int]:
+        """The same tokens, timed."""
+        for token in tokens:
+            self._times.append(perf_counter())
+            yield token
+
+    def __str__(self) -> str:
+        start, *times = self._times
+        if not times:
+            return "stopped before the first token"
+        read = f"{self._prompt} tokens read in {times[0] - start:.1f} s, {len(times)} written"
+        if len(times) == 1:
+            return read
+        return f"{read}, {(len(times) - 1) / (times[-1] - times[0]):.1f} a second"
+
+
+def _load(model: str) -> Model:
+    if model in WEIGHTS:
+        return read_gguf(fetch(model))
+    if not Path(model).is_file():
+        names = ", ".join(WEIGHTS)
+        raise GenerateError(f"--model must be {names} or the path of a GGUF file, got {model!r}")
+    try:
+        return read_gguf(model)
+    except OSError as error:
+        raise GenerateError(f"--model {model}: {error.strerror}") from error
