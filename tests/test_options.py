@@ -42,7 +42,8 @@ def always_kept(problem: AttentionProblem) -> np.ndarray:
         0 if problem.query_offset is None else problem.query_offset, problem.lead
     )[..., None, None]
     i, j = np.arange(problem.queries)[:, None] + offsets, np.arange(problem.keys)
-    return np.asarray(problem.allowed & ((j < sinks) | ((j <= i) & (j > i - local))))
+    nearest = np.minimum(i, problem.keys - 1)
+    return np.asarray(problem.allowed & ((j < sinks) | ((j <= nearest) & (j > nearest - local))))
 
 
 def _finite(array: np.ndarray) -> np.ndarray:
@@ -128,6 +129,20 @@ def test_the_kept_keys_are_those_always_kept_and_the_best_of_the_others(
         assert len(kept) == most or mass >= problem.p - 1e-9
         if len(kept):
             assert mass - weights[kept].min() < problem.p + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [(7, [[0, 4, 5], [0, 4, 5]]), (2, [[0, 1, 2], [0, 2, 3]]), (-2, [[0, -1, -1], [0, -1, -1]])],
+)
+def test_a_query_beyond_the_last_key_keeps_those_nearest_to_it(
+    first: int, kept: list[list[int]]
+) -> None:
+    query, key = np.ones((2, 1)), -np.arange(6.0)[:, None]
+    _, residuals = topk_np.topk_attention_fwd(
+        query, key, key, k=1, always_keep=(0, 2), query_offset=first
+    )
+    assert residuals.indices.tolist() == kept
 
 
 @given(problem=attention_with_options(), chunk_size=st.none() | st.integers(1, 3))

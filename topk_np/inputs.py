@@ -94,7 +94,7 @@ def attention_problem(
         ),
         bias=make_bias(query, bias, positions, batch, keys),
         dropout=make_dropout(given("dropout")),
-        always=AlwaysKept(sinks, local, positions) if sinks or local else None,
+        always=AlwaysKept(sinks, local, keys, positions) if sinks or local else None,
     )
 
 

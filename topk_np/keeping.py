@@ -96,7 +96,7 @@ class _SetAside:
 
     def __init__(self, problem: Problem, part: Part, task: Task, rule: AlwaysKept) -> None:
         self._xp, self._task, self._rule = problem.xp, task, rule
-        found = [rule.indices(part.query, head, task.rows, problem.keys) for head in task.heads]
+        found = [rule.indices(part.query, head, task.rows) for head in task.heads]
         self._places = problem.xp.concat(found, axis=0)
         self.scores = problem.xp.full(
             self._places.shape, -problem.xp.inf, dtype=problem.dtype, device=device(part.query)

@@ -41,6 +41,8 @@ class AlwaysKept:
 
     sinks: int
     local: int
+    keys: int
+    """How many keys there are."""
     positions: Positions
 
     @property
@@ -50,28 +52,25 @@ class AlwaysKept:
 
     def pairs(self, like: Array, head: Head, rows: slice, keys: slice) -> Array:
         """(C, n) bool: which of some keys are always kept, by which of some queries."""
-        xp = array_namespace(like)
-        count = rows.stop - rows.start
-        key = row(xp, keys.start, keys.stop - keys.start, like)
-        query = column(xp, self._first(head, rows, keys.stop), count, like)
-        return (key < self.sinks) | ((key <= query) & (key > query - self.local))
+        key = row(array_namespace(like), keys.start, keys.stop - keys.start, like)
+        nearest = self._nearest(like, head, rows)
+        return (key < self.sinks) | ((key <= nearest) & (key > nearest - self.local))
 
-    def indices(self, like: Array, head: Head, rows: slice, keys: int) -> Array:
-        """(C, sinks + local) int64: those among so many keys, each once, and -1."""
+    def indices(self, like: Array, head: Head, rows: slice) -> Array:
+        """(C, sinks + local) int64: the keys that are always kept, each once, and -1."""
         xp = array_namespace(like)
-        count = rows.stop - rows.start
-        sinks = xp.broadcast_to(row(xp, 0, self.sinks, like), (count, self.sinks))
-        query = column(xp, self._first(head, rows, keys), count, like)
-        nearest = query - row(xp, 0, self.local, like)
-        nearest = xp.where(nearest < self.sinks, -1, nearest)
-        indices = xp.concat([sinks, nearest], axis=1)
-        return xp.where(indices < keys, indices, -1)
+        sinks = row(xp, 0, self.sinks, like)
+        sinks = xp.broadcast_to(sinks, (rows.stop - rows.start, self.sinks))
+        local = self._nearest(like, head, rows) - row(xp, 0, self.local, like)
+        return xp.concat([sinks, xp.where(local < self.sinks, -1, local)], axis=1)
 
-    def _first(self, head: Head, rows: slice, keys: int) -> int:
-        """The first query's position, as near to so many keys as changes nothing."""
-        # It may be too large for an array.
-        first = min(self.positions.first(head, rows), keys + self.local)
-        return max(first, rows.start - rows.stop)  # type: ignore[no-any-return]
+    def _nearest(self, like: Array, head: Head, rows: slice) -> Array:
+        """(C, 1) int64: the nearest key at or before each query; negative where there is none."""
+        xp, count = array_namespace(like), rows.stop - rows.start
+        # The position may be too large for an array: as near to the keys as changes nothing.
+        first = max(-count, min(self.positions.first(head, rows), self.keys))
+        query = column(xp, first, count, like)
+        return xp.where(query < self.keys, query, self.keys - 1)
 
 
 def check_always_keep(always_keep: Any, keys: int) -> tuple[int, int]:
