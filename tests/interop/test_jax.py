@@ -116,6 +116,23 @@ class TestCheckGradsPasses:
         arrays = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
         check_grads(layer, arrays, order=1, modes=["rev"])
 
+    @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["at once", "compiled"])
+    def test_for_a_bias_softcap_dropout_and_the_log_sum_exp(self, wrap: Any) -> None:
+        def attention(*arrays: Any) -> Any:
+            *inputs, bias = arrays
+            more = {"softcap": 2.0, "dropout": (0.3, 7), "return_lse": True}
+            return topk_attention(*inputs, bias=bias, k=3, **more)
+
+        arrays = (*qkv(), normal(1, 4, 6, seed=9))
+        check_grads(wrap(attention), arrays, order=1, modes=["rev"])
+
+    def test_for_a_table_of_biases_in_a_dataclass(self) -> None:
+        def attention(*arrays: Any) -> Any:
+            *inputs, table = arrays
+            return topk_attention(*inputs, bias=topk_np.T5Bias(table), k=3, query_offset=0)
+
+        check_grads(attention, (*qkv(), normal(8, 2)), order=1, modes=["rev"])
+
     def test_for_weights_in_a_named_tuple(self) -> None:
         weights = topk_np.MultiheadWeights(*(normal(4, 4, seed=1 + i) for i in range(4)))
         layer = partial(multihead, heads=2, k=3)
@@ -234,9 +251,9 @@ class TestErrors:
         assert_equal_trees(dx, factor)
         assert bool(jnp.isnan(dfactor).all())
 
-    def test_an_output_that_is_not_one_array_is_an_error(self) -> None:
-        pair = as_jax(lambda x: ((x, x), None), lambda residuals, dout: dout)
-        with pytest.raises(TypeError, match="one array, got tuple"):
+    def test_an_output_that_is_no_array_is_an_error(self) -> None:
+        pair = as_jax(lambda x: ([x], None), lambda residuals, dout: dout)
+        with pytest.raises(TypeError, match=r"must be an array .* got .*list"):
             pair(normal(3))
 
     def test_what_cannot_be_called_is_refused(self) -> None:

@@ -95,6 +95,21 @@ class TestGradcheckPasses:
         tensors = [normal(*shape, seed=i) for i, shape in enumerate(shapes)]
         assert torch.autograd.gradcheck(layer, tensors)
 
+    def test_for_a_bias_softcap_dropout_and_the_log_sum_exp(self) -> None:
+        def attention(*tensors: Any) -> Any:
+            *inputs, bias = tensors
+            more = {"softcap": 2.0, "dropout": (0.3, 7), "return_lse": True}
+            return topk_attention(*inputs, bias=bias, k=3, **more)
+
+        assert torch.autograd.gradcheck(attention, (*qkv(), normal(1, 4, 6, seed=9)))
+
+    def test_for_a_table_of_biases_in_a_dataclass(self) -> None:
+        def attention(*tensors: Any) -> Any:
+            *inputs, table = tensors
+            return topk_attention(*inputs, bias=topk_np.T5Bias(table), k=3, query_offset=0)
+
+        assert torch.autograd.gradcheck(attention, (*qkv(), normal(8, 2)))
+
     def test_for_weights_in_a_named_tuple(self) -> None:
         def layer(x: Any, *weights: Any) -> Any:
             return multihead(x, topk_np.MultiheadWeights(*weights), heads=2, k=3)
@@ -265,9 +280,9 @@ class TestErrors:
         with pytest.raises(TypeError, match=r"no gradient for tensor 1 .* \(3,\)"):
             out.sum().backward()
 
-    def test_an_output_that_is_not_one_array_is_an_error(self) -> None:
-        pair = as_torch(lambda x: ((x, x), None), lambda residuals, dout: dout)
-        with pytest.raises(TypeError, match="one array, got tuple"):
+    def test_an_output_that_is_no_array_is_an_error(self) -> None:
+        pair = as_torch(lambda x: ([x], None), lambda residuals, dout: dout)
+        with pytest.raises(TypeError, match=r"must be an array .* got .*list"):
             pair(normal(3))
 
     def test_what_cannot_be_called_is_refused(self) -> None:

@@ -50,6 +50,13 @@ class Call(NamedTuple):
         return found
 
 
+def check_output(out: Any) -> None:
+    """Check that what a function gives is an array, or some in a tuple."""
+    for one in out if isinstance(out, tuple) else (out,):
+        if not isinstance(one, np.ndarray):
+            raise TypeError(f"the output must be an array or a tuple of them, got {type(one)}")
+
+
 def _arrays_in(value: Any, kind: Kinds) -> list[Array]:
     found: list[Array] = []
 

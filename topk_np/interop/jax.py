@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from topk_np._vjp import check_pair
-from topk_np.interop.call import Call
+from topk_np.interop.call import Call, check_output
 
 try:
     import jax
@@ -39,7 +39,8 @@ def as_jax(
     Returns
     -------
     callable
-        ``f(*arrays, **options) -> array``. Takes what `fwd` takes, with JAX arrays for arrays, also
+        ``f(*arrays, **options) -> array``, or a tuple of them where `fwd` has one (as with
+        ``return_lse=True``). Takes what `fwd` takes, with JAX arrays for arrays, also
         as options (`mask`) and in named tuples (`MultiheadWeights`). Functions among the options
         are called with NumPy arrays. Options that are no arrays are static under `jax.jit`.
 
@@ -89,40 +90,39 @@ class _Run:
     def __init__(self, fwd: Any, bwd: Any, call: Call) -> None:
         self._fwd, self._bwd, self._call = fwd, bwd, call
 
-    def forward(self, *arrays: Array) -> np.ndarray:
+    def forward(self, *arrays: Array) -> Any:
         _, out, _ = self._forward(arrays)
         return out
 
     def backward(self, dout: Array, *arrays: Array) -> list[np.ndarray]:
         """The gradients of the floating arrays."""
         call, _, residuals = self._forward(arrays)
-        grads = call.gradients(self._bwd(residuals, np.asarray(dout)))
+        grads = call.gradients(self._bwd(residuals, jax.tree.map(np.asarray, dout)))
         return [
             np.full(array.shape, np.nan, array.dtype) if grad is None else grad
             for array, grad in zip(arrays, grads, strict=True)
             if _is_floating(array)
         ]
 
-    def _forward(self, arrays: tuple[Array, ...]) -> tuple[Call, np.ndarray, Any]:
+    def _forward(self, arrays: tuple[Array, ...]) -> tuple[Call, Any, Any]:
         call = self._call.with_arrays(_ARRAYS, [np.asarray(array) for array in arrays])
         out, residuals = self._fwd(*call.args, **call.options)
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"the output must be one array, got {type(out).__name__}")
+        check_output(out)
         return call, out, residuals
 
 
 def _differentiable(run: _Run) -> Any:
     """A run as a function of its arrays."""
 
-    def forward(*arrays: Array) -> Array:
+    def forward(*arrays: Array) -> Any:
         def shape() -> Any:
             # Errors of the call come up here, too: a callback should have none.
             out = run.forward(*(np.zeros(array.shape, array.dtype) for array in arrays))
-            return _shape(out)
+            return jax.tree.map(_shape, out)
 
         return _on_host(run.forward, shape, *arrays)
 
-    def backward(arrays: tuple[Array, ...], dout: Array) -> tuple[Array | None, ...]:
+    def backward(arrays: tuple[Array, ...], dout: Any) -> tuple[Array | None, ...]:
         floating = [_is_floating(array) for array in arrays]
 
         def shapes() -> Any:
@@ -136,9 +136,9 @@ def _differentiable(run: _Run) -> Any:
     return function
 
 
-def _on_host(function: Callable[..., Any], shape: Callable[[], Any], *arrays: Array) -> Any:
+def _on_host(function: Callable[..., Any], shape: Callable[[], Any], *arrays: Any) -> Any:
     """What `function` makes of the arrays: at once, or where JAX traces once they are known."""
-    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+    if any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays)):
         return jax.pure_callback(function, shape(), *arrays, vmap_method="sequential")
     return jax.tree.map(jnp.asarray, function(*arrays))
 

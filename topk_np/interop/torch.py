@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from topk_np._vjp import check_pair
-from topk_np.interop.call import Call
+from topk_np.interop.call import Call, check_output
 
 try:
     import torch
@@ -40,7 +40,8 @@ def as_torch(
     Returns
     -------
     callable
-        ``f(*tensors, **options) -> tensor``. Takes what `fwd` takes, with tensors for arrays, also
+        ``f(*tensors, **options) -> tensor``, or a tuple of them where `fwd` has one (as with
+        ``return_lse=True``). Takes what `fwd` takes, with tensors for arrays, also
         as options (`mask`) and in named tuples (`MultiheadWeights`). Functions among the options
         are called with NumPy arrays. The result has the dtype and device of the first tensor.
 
@@ -77,7 +78,9 @@ def as_torch(
         call = Call(args, options)
         tensors = call.arrays(torch.Tensor)
         _check(call, tensors)
-        return _Function.apply(_Run(fwd, bwd, call), *tensors)
+        run = _Run(fwd, bwd, call)
+        outs = _Function.apply(run, *tensors)
+        return outs if run.several else outs[0]
 
     uncompiled: Callable[..., Tensor] = torch.compiler.disable(function)
     return uncompiled
@@ -89,35 +92,39 @@ class _Run:
     def __init__(self, fwd: Any, bwd: Any, call: Call) -> None:
         self._fwd, self._bwd, self._call = fwd, bwd, call
         self._residuals: Any = None
+        self.several = False
+        """Whether the output is a tuple."""
 
-    def forward(self, arrays: list[np.ndarray]) -> np.ndarray:
+    def forward(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         self._call = self._call.with_arrays(torch.Tensor, arrays)
         out, self._residuals = self._fwd(*self._call.args, **self._call.options)
-        if not isinstance(out, np.ndarray):
-            raise TypeError(f"the output must be one array, got {type(out).__name__}")
-        return out
+        check_output(out)
+        self.several = isinstance(out, tuple)
+        return out if self.several else (out,)
 
-    def backward(self, dout: np.ndarray) -> list[np.ndarray | None]:
-        return self._call.gradients(self._bwd(self._residuals, dout))
+    def backward(self, *douts: np.ndarray) -> list[np.ndarray | None]:
+        return self._call.gradients(self._bwd(self._residuals, douts if self.several else douts[0]))
 
 
 class _Function(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
     """The forward pass of a run."""
 
     @staticmethod
-    def forward(run: _Run, *tensors: Tensor) -> Tensor:
-        return _tensor(run.forward([_array(tensor) for tensor in tensors]), tensors[0])
+    def forward(run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outs = run.forward([_array(tensor) for tensor in tensors])
+        return tuple(_tensor(out, tensors[0]) for out in outs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.run, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *douts: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # an error if one was written to: residuals share its memory
         needed = [i for i in range(len(tensors)) if ctx.needs_input_grad[1 + i]]
-        grads = dict(zip(needed, _Gradient.apply(ctx.run, needed, dout, *tensors), strict=True))
+        found = _Gradient.apply(ctx.run, needed, len(douts), *douts, *tensors)
+        grads = dict(zip(needed, found, strict=True))
         return None, *(grads.get(i) for i in range(len(tensors)))
 
 
@@ -125,8 +132,9 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
     """The backward pass of a run, a function of the same tensors: it has no derivative."""
 
     @staticmethod
-    def forward(run: _Run, needed: list[int], dout: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        grads = run.backward(_array(dout))
+    def forward(run: _Run, needed: list[int], outs: int, *given: Tensor) -> tuple[Tensor, ...]:
+        douts, tensors = given[:outs], given[outs:]
+        grads = run.backward(*map(_array, douts))
         found = []
         for i in needed:
             grad = grads[i]
