@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 import topk_np
 from tests.backends import Array, Backend
-from tests.oracles import ACTIVATION_NAMES, allowed_pairs, bias_by_loops
+from tests.oracles import ACTIVATION_NAMES, allowed_pairs, bias_by_loops, softmax_by_loops
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -140,6 +140,16 @@ class AttentionProblem:
         return allowed_pairs(self.lead, self.queries, self.keys, **self.masks)
 
     @property
+    def always_kept(self) -> np.ndarray:
+        """The allowed pairs that `always_keep` names, (..., Q, N), by the oracle."""
+        sinks, local = self.always_keep or (0, 0)
+        offset = 0 if self.query_offset is None else self.query_offset
+        offsets = np.broadcast_to(offset, self.lead)[..., None, None]
+        i, j = np.arange(self.queries)[:, None] + offsets, np.arange(self.keys)
+        nearest = np.minimum(i, self.keys - 1)
+        return np.asarray(self.allowed & ((j < sinks) | ((j <= nearest) & (j > nearest - local))))
+
+    @property
     def full_bias(self) -> np.ndarray:
         """What is added to each score, (..., Q, N), by the oracle."""
         return bias_by_loops(self.lead, self.queries, self.keys, self.bias, self.query_offset)
@@ -151,6 +161,12 @@ class AttentionProblem:
         if self.softcap is not None:
             scores = self.softcap * np.tanh(scores / self.softcap)
         return np.where(self.allowed, scores + self.full_bias, -np.inf)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The softmax of the scores, (..., Q, N), by the oracle."""
+        rows = np.apply_along_axis(lambda row: softmax_by_loops(list(row)), -1, self.scores)
+        return np.asarray(rows)
 
     @property
     def ranks(self) -> np.ndarray:

@@ -35,17 +35,6 @@ def expected_out(problem: AttentionProblem, pairs: np.ndarray) -> np.ndarray:
     return np.asarray((weights * factors) @ problem.value)
 
 
-def always_kept(problem: AttentionProblem) -> np.ndarray:
-    """Boolean (..., Q, N): the allowed pairs that `always_keep` names."""
-    sinks, local = problem.always_keep or (0, 0)
-    offsets = np.broadcast_to(
-        0 if problem.query_offset is None else problem.query_offset, problem.lead
-    )[..., None, None]
-    i, j = np.arange(problem.queries)[:, None] + offsets, np.arange(problem.keys)
-    nearest = np.minimum(i, problem.keys - 1)
-    return np.asarray(problem.allowed & ((j < sinks) | ((j <= nearest) & (j > nearest - local))))
-
-
 def _finite(array: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(array), array, 0)
 
@@ -106,7 +95,7 @@ def test_the_kept_keys_are_those_always_kept_and_the_best_of_the_others(
     run = calls.topk_attention(problem, xp)
     indices = xp.to_numpy(run.residuals.indices)
     pairs = calls.selected_pairs(indices, problem.keys)
-    always = always_kept(problem)
+    always = problem.always_kept
     assert np.all(pairs[always])
     used = np.count_nonzero(indices >= 0, axis=-1)
     assert np.array_equal(used, np.count_nonzero(pairs, axis=-1))  # each key once

@@ -1,0 +1,17 @@
+"""
+What top-k attention keeps of dense attention, measured and drawn.
+
+Nothing of size Q x N is made. Dropout is ignored everywhere: what is measured and drawn are the
+softmax's weights, as they are at inference.
+"""
+
+from topk_np.diagnostics.bound import error_bound
+from topk_np.diagnostics.mass import kept_mass, keys_for_mass
+from topk_np.diagnostics.matrix import attention_csr
+
+__all__ = [
+    "attention_csr",
+    "error_bound",
+    "kept_mass",
+    "keys_for_mass",
+]

@@ -1,0 +1,163 @@
+"""How much of the dense softmax weights the kept keys hold."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Unpack
+
+from topk_np._namespace import Array, Filled, check_integer, check_number, cumulative_sum
+from topk_np.activations import softmax
+from topk_np.diagnostics.chunks import each_chunk, set_aside
+from topk_np.inputs import attention_problem
+from topk_np.options import AttentionOptions, spell_out
+from topk_np.problem import Task
+from topk_np.selection import select
+
+
+@spell_out
+def kept_mass(
+    query: Array,
+    key: Array,
+    /,
+    *,
+    k: int | list[int] | tuple[int, ...],
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
+) -> Array:
+    """
+    The share of each query's dense softmax weights that the keys it keeps hold.
+
+    Parameters
+    ----------
+    query : array (..., Q, D)
+        As in `topk_attention`.
+    key : array (..., N, D)
+        As in `topk_attention`.
+    k : int, or list or tuple of int
+        Keys kept for each query, beside those of `always_keep`. Several are measured in one pass,
+        at the cost of the largest.
+    **options, chunk_size, memory_budget, workers
+        As in `topk_attention`; `dropout` is ignored.
+
+    Returns
+    -------
+    array (..., Q), or (len(k), ..., Q) for several
+        Between 0 and 1 but for rounding; 0 for a query that may attend to nothing, NaN where
+        attention is. In the dtype that attention computes in.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_attention`; an empty list is a `ValueError`.
+
+    Notes
+    -----
+    Time as dense attention's scores; memory beyond the inputs and the output is one chunk of
+    scores for each worker.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.diagnostics import kept_mass
+    >>> query, key = np.zeros((1, 2)), np.ones((4, 2))
+    >>> kept_mass(query, key, k=[1, 2, 4])
+    array([[0.25],
+           [0.5 ],
+           [1.  ]])
+    >>> kept_mass(query, key, k=1, always_keep=(2, 0))
+    array([0.75])
+    """
+    given = k if isinstance(k, (list, tuple)) else [k]
+    ks = [check_integer("k", one, least=1) for one in given]
+    if not ks:
+        raise ValueError("k must be an integer or a list of at least one, got an empty one")
+    problem = attention_problem(query, key, key, **options)
+    xp = problem.xp
+    out = Filled(problem.zeros(len(ks), *problem.batch, problem.queries))
+
+    def measure(task: Task, scores: Array) -> None:
+        (head,), rows = task
+        held, others = set_aside(problem, task, softmax(scores))
+        # softmax keeps the order of the scores, so the largest weights are those of the kept keys
+        best = xp.flip(xp.sort(select(others, max(ks)).values, axis=1), axis=1)
+        for i, one in enumerate(ks):
+            out[(i, *head, rows)] = held + xp.sum(best[:, : min(one, best.shape[1])], axis=1)
+
+    each_chunk(problem, measure, chunk_size, memory_budget, workers)
+    return out.array if given is k else out.array[0, ...]
+
+
+@spell_out
+def keys_for_mass(
+    query: Array,
+    key: Array,
+    /,
+    *,
+    mass: float,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
+) -> Array:
+    """
+    The smallest `k` with which each query keeps the wanted share of its softmax weights.
+
+    Parameters
+    ----------
+    query : array (..., Q, D)
+        As in `topk_attention`.
+    key : array (..., N, D)
+        As in `topk_attention`.
+    mass : float
+        The wanted share, above 0 and at most 1.
+    **options, chunk_size, memory_budget, workers
+        As in `topk_attention`; `dropout` is ignored.
+
+    Returns
+    -------
+    int64 array (..., Q)
+        How many keys are needed beside those of `always_keep`, whose weights count: 0 where these
+        hold enough, or where a query may attend to nothing; -1 where attention is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_attention`; a `mass` out of range is a `ValueError`.
+
+    Notes
+    -----
+    Time as dense attention's scores and a sort of each row; memory as `kept_mass`. Keys whose
+    weight is zero by underflow are never needed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.diagnostics import keys_for_mass
+    >>> query, key = np.zeros((1, 2)), np.ones((4, 2))
+    >>> keys_for_mass(query, key, mass=0.6)
+    array([3])
+    >>> keys_for_mass(query, key, mass=0.6, always_keep=(2, 0))
+    array([1])
+    """
+    mass = check_number("mass", mass)
+    if not 0 < mass <= 1:
+        raise ValueError(f"mass must be above 0 and at most 1, got {mass}")
+    problem = attention_problem(query, key, key, **options)
+    xp = problem.xp
+    out = Filled(problem.zeros(*problem.batch, problem.queries, dtype=xp.int64))
+
+    def measure(task: Task, scores: Array) -> None:
+        (head,), rows = task
+        weights = softmax(scores)
+        held, others = set_aside(problem, task, weights)
+        falling = xp.flip(xp.sort(others, axis=1), axis=1)
+        sums = held[:, None] + cumulative_sum(xp, falling)
+        short = xp.sum(xp.astype(sums < mass, xp.int64), axis=1) + xp.astype(held < mass, xp.int64)
+        # All sums may end just below 1; no more keys than have a weight.
+        fewest = xp.minimum(short, xp.sum(xp.astype(others > 0, xp.int64), axis=1))
+        out[(*head, rows)] = xp.where(xp.any(xp.isnan(weights), axis=1), -1, fewest)
+
+    each_chunk(problem, measure, chunk_size, memory_budget, workers)
+    return out.array
