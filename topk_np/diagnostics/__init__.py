@@ -8,10 +8,12 @@ softmax's weights, as they are at inference.
 from topk_np.diagnostics.bound import error_bound
 from topk_np.diagnostics.mass import kept_mass, keys_for_mass
 from topk_np.diagnostics.matrix import attention_csr
+from topk_np.diagnostics.overlap import recall
 
 __all__ = [
     "attention_csr",
     "error_bound",
     "kept_mass",
     "keys_for_mass",
+    "recall",
 ]
