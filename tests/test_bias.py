@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 import topk_np
+from tests import calls
 from tests.backends import Backend
-from tests.oracles import assert_close, t5_bucket
+from tests.oracles import assert_close, sum_to_shape, t5_bucket
 from topk_np import ALiBi, T5Bias
+
+NO_MORE = {"always_keep": None, "query_offset": None}
+
+pytestmark = pytest.mark.usefixtures("tiny_plans")
 
 
 @pytest.mark.parametrize(
@@ -84,9 +89,12 @@ def test_positions_may_be_far_from_the_keys(xp: Backend, attention: str, first: 
     rule: dict[str, Any] = {"k": 2} if attention.startswith("topk") else {}
     bias = T5Bias(xp.asarray(rng.standard_normal(8)), max_distance=16)
     attend = getattr(topk_np, attention)
-    out = attend(*arrays, query_offset=first, bias=bias, always_keep=(0, 2), **rule)
-    # All keys lie in one bucket, so that it changes nothing; none is near.
-    assert_close(xp.to_numpy(out), xp.to_numpy(attend(*arrays, **rule)), size=10)
+    rule |= {"query_offset": first, "always_keep": (0, 2)}
+    out, plain = attend(*arrays, bias=bias, **rule), attend(*arrays, **rule)
+    # All keys lie in one bucket, so that it changes nothing.
+    assert_close(xp.to_numpy(out), xp.to_numpy(plain), size=10)
+    if first < 0:  # and none is at or before a query
+        assert_close(xp.to_numpy(plain), xp.to_numpy(attend(*arrays, **rule | NO_MORE)))
 
 
 @pytest.mark.parametrize("bias", [ALiBi(np.ones(())), T5Bias(np.ones(8)), lambda i, j: i - j])
@@ -105,6 +113,38 @@ def test_a_bias_of_minus_infinity_masks(xp: Backend) -> None:
         out = topk_np.topk_attention(*arrays, k=k, bias=bias)
         wanted = topk_np.topk_attention(*arrays, k=k, mask=xp.asarray(mask))
         assert_close(xp.to_numpy(out), xp.to_numpy(wanted))
+
+
+SHAPES = [
+    *[(), (7,), (1, 7), (5, 1), (5, 7)],
+    *[(2, 1, 1), (2, 1, 7), (2, 5, 1), (2, 5, 7), (1, 5, 7)],
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("k", [3, 7])
+def test_the_gradient_of_an_array_is_summed_to_its_shape(
+    xp: Backend, shape: tuple[int, ...], k: int
+) -> None:
+    """From the textbook's gradient of the scores, over the kept pairs."""
+    rng = np.random.default_rng(0)
+    query, key, value, dout = (rng.standard_normal((2, n, 3)) for n in (5, 7, 7, 5))
+    bias = rng.standard_normal(shape)
+    given = (*xp.arrays(query, key, value),)
+    options: dict[str, Any] = {"bias": xp.asarray(bias), "chunk_size": 2}
+    _, residuals = topk_np.topk_attention_fwd(*given, k=k, **options)
+    pairs = calls.selected_pairs(xp.to_numpy(residuals.indices), 7)
+    scores = np.where(pairs, query @ key.mT / math.sqrt(3) + bias, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    dweights = dout @ value.mT
+    dscores = weights * (dweights - np.sum(weights * dweights, axis=-1, keepdims=True))
+    found = topk_np.topk_attention_bwd(residuals, xp.asarray(dout)).bias
+    assert_close(xp.to_numpy(found), sum_to_shape(dscores, shape), size=10)
+    if k == 7:
+        _, dense = topk_np.dense_attention_fwd(*given, **options)
+        found = topk_np.dense_attention_bwd(dense, xp.asarray(dout)).bias
+        assert_close(xp.to_numpy(found), sum_to_shape(dscores, shape), size=10)
 
 
 def test_the_gradient_of_a_table_counts_every_pair_once(xp: Backend) -> None:
