@@ -282,8 +282,9 @@ def attention_with_options(draw: st.DrawFn, *, whole: bool | None = None) -> Att
     queries, keys, lead = problem.queries, problem.keys, problem.lead
 
     def lengths(most: int) -> st.SearchStrategy[Any]:
-        one = st.integers(0, most)
-        return st.none() | one | (hnp.arrays(np.int64, lead, elements=one) if lead else one)
+        one = st.integers(most // 2, most) | st.integers(0, most)
+        per_head = hnp.arrays(np.int64, lead, elements=one) if lead else one
+        return st.none() | st.none() | one | per_head
 
     always = st.tuples(st.integers(0, keys + 1), st.integers(0, keys + 1))
     problem = replace(

@@ -123,15 +123,21 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("k", [3, 7])
+@pytest.mark.parametrize("window", [None, (2, 0)])
 def test_the_gradient_of_an_array_is_summed_to_its_shape(
-    xp: Backend, shape: tuple[int, ...], k: int
+    xp: Backend, shape: tuple[int, ...], k: int, window: Any
 ) -> None:
     """From the textbook's gradient of the scores, over the kept pairs."""
     rng = np.random.default_rng(0)
     query, key, value, dout = (rng.standard_normal((2, n, 3)) for n in (5, 7, 7, 5))
     bias = rng.standard_normal(shape)
     given = (*xp.arrays(query, key, value),)
-    options: dict[str, Any] = {"bias": xp.asarray(bias), "chunk_size": 2}
+    options: dict[str, Any] = {
+        "bias": xp.asarray(bias),
+        "chunk_size": 2,
+        "window": window,
+        "query_offset": 2,
+    }
     _, residuals = topk_np.topk_attention_fwd(*given, k=k, **options)
     pairs = calls.selected_pairs(xp.to_numpy(residuals.indices), 7)
     scores = np.where(pairs, query @ key.mT / math.sqrt(3) + bias, -np.inf)

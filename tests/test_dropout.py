@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import topk_np
 from tests.backends import Backend
-from tests.oracles import assert_same_bits, threefry_by_ints
+from tests.oracles import assert_same_bits, dropout_by_loops, threefry_by_ints
 from topk_np.dropout import Dropout, threefry
 
 WORD = 2**32
@@ -92,3 +92,17 @@ def test_a_later_step_drops_what_the_full_pass_drops() -> None:
     far = topk_np.topk_attention(x, x, x, query_offset=2**70, k=3, dropout=(0.4, 9))
     same = topk_np.topk_attention(x, x, x, query_offset=0, k=3, dropout=(0.4, 9))
     assert_same_bits(far, same)
+
+
+def test_every_head_drops_its_own_weights(xp: Backend) -> None:
+    """Seen through equal scores and values that tell the keys apart; short heads go together."""
+    lead, offset = (2, 3), np.arange(6).reshape(2, 3)
+    query, key, value = np.zeros((*lead, 4, 2)), np.zeros((7, 2)), np.eye(7)
+    options = xp.options({"dropout": (0.4, 5), "query_offset": offset})
+    wanted = dropout_by_loops(lead, 4, 7, (0.4, 5), offset) / 7
+    arrays = xp.arrays(query, key, value)
+    for out in (
+        topk_np.dense_attention(*arrays, **options),
+        topk_np.topk_attention(*arrays, k=7, **options),
+    ):
+        np.testing.assert_allclose(xp.to_numpy(out), wanted, rtol=1e-12)
