@@ -27,6 +27,7 @@ def sizes_QNK(draw: st.DrawFn) -> Sizes:
         itemsize=draw(st.sampled_from([4, 8])),
         score_matrices=draw(st.integers(1, 6)),
         whole_rows=draw(st.booleans()),
+        on_device=draw(st.booleans()),
     )
 
 
@@ -50,7 +51,7 @@ def test_a_task_holds_at_most_its_share_of_the_budget(
 ) -> None:
     budget = int(least_budget(sizes) * factor)
     chunks = plan_chunks(sizes, chunk, budget)
-    assert chunks.task_bytes * MOST_TASKS <= budget
+    assert chunks.task_bytes * sizes.tasks <= budget
     cut = chunks.queries, chunks.keys, chunks.backward_queries, chunks.heads
     assert chunks.task_bytes == sizes.task_bytes(*cut)
 
@@ -85,11 +86,12 @@ def test_a_given_chunk_size_is_an_upper_limit(sizes: Sizes, chunk: int) -> None:
 def test_a_dense_chunk_fits_the_budget(sizes: Sizes, size: int | None, spare: int) -> None:
     row = sizes.dense_row_bytes
     assert row >= DENSE_MATRICES * max(sizes.keys, 1) * sizes.itemsize
-    rows = plan_dense_chunk(sizes, size, 8 * row + spare)
+    least = row * sizes.tasks
+    rows = plan_dense_chunk(sizes, size, least + spare)
     assert 1 <= rows <= max(1, min(sizes.queries, size or sizes.queries))
-    assert rows * row * 8 <= 8 * row + spare
-    with pytest.raises(ValueError, match=rf"at least {8 * row} bytes here, got {8 * row - 1}"):
-        plan_dense_chunk(sizes, size, 8 * row - 1)
+    assert rows * least <= least + spare
+    with pytest.raises(ValueError, match=rf"at least {least} bytes here, got {least - 1}"):
+        plan_dense_chunk(sizes, size, least - 1)
 
 
 @given(sizes=sizes_QNK(), size=st.integers(1, 10**6))
@@ -103,6 +105,17 @@ def test_long_problems_leave_work_for_every_task_and_short_ones_are_not_torn() -
     assert plan_chunks(sizes).queries <= 4096 // MOST_TASKS
     short = replace(sizes, queries=50)
     assert plan_chunks(short).queries == 50
+
+
+def test_a_device_gets_as_much_work_at_once_as_the_budget_allows() -> None:
+    sizes = Sizes(heads=8, queries=4096, keys=4096, width=128, slots=64, itemsize=4)
+    here, there = plan_chunks(sizes), plan_chunks(replace(sizes, on_device=True))
+    assert there.queries * there.keys > 4 * here.queries * here.keys
+    assert there.backward_queries == 4096
+    wide = replace(sizes, queries=2**17, keys=2**17, on_device=True)
+    assert plan_chunks(wide).queries >= 256  # then keys give way
+    short = replace(sizes, queries=16, keys=64, heads=512)
+    assert plan_chunks(replace(short, on_device=True)).heads > plan_chunks(short).heads
 
 
 @given(budget=st.integers(2**16, 2**24))

@@ -140,7 +140,7 @@ def test_a_chunk_takes_few_kernels_however_large_it_is(name: str) -> None:
 def test_a_block_of_keys_takes_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, _ = attention({}, chunk_size=QUERIES)
     one = launches(forward)
-    monkeypatch.setattr(chunking, "BLOCK_SCORES", QUERIES * KEYS // 8)
+    monkeypatch.setattr(chunking, "DEVICE_SCORES", QUERIES * KEYS // 8)
     monkeypatch.setattr(chunking, "LONG", 1)
     forward, _ = attention({}, chunk_size=QUERIES)
     assert launches(forward) <= one + 7 * 24
@@ -187,6 +187,16 @@ def test_nothing_of_the_size_of_a_chunk_is_made_beside_its_scores(keys: int) -> 
     chunks = residuals.chunks
     scores = 4 * chunks.queries * chunks.keys
     assert peak - out.nbytes - residuals.nbytes < 1.5 * scores
+
+
+def test_a_plan_of_device_arrays_is_the_one_that_the_call_follows() -> None:
+    arrays = [normal(2, LENGTH, 16, seed=i) for i in range(3)]
+    planned = topk_np.plan(*arrays, k=8)
+    _, residuals = topk_np.topk_attention_fwd(*arrays, k=8)
+    chunks = residuals.chunks
+    assert planned.chunk_size == chunks.queries
+    assert planned.key_block == chunks.keys
+    assert planned.chunk_size > topk_np.plan(*((2, LENGTH, 16),) * 3, k=8).chunk_size
 
 
 def test_numpy_and_cupy_are_not_mixed() -> None:

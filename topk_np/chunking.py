@@ -20,6 +20,9 @@ LEAST_BLOCK = 1024
 LONG = 16  # times k keys make a block that is quick to select from
 MOST_BACKWARD_QUERIES = 2048
 PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
+# A device does one task at a time, with all of the budget: what keeps it busy is much work at once.
+MOST_DEVICE_QUERIES, FEWEST_DEVICE_QUERIES = 2**14, 2**9
+DEVICE_SCORES = 2**27
 DENSE_MATRICES = 10  # of the size of a chunk's scores that the dense backward pass holds
 WORTH_THREADS = 2**18  # scores from which threads save more than they cost
 
@@ -49,6 +52,13 @@ class Sizes:
     """Whether inputs are half precision, so that chunks of them are cast."""
     whole_rows: bool = False
     """Whether a query's scores are needed all at once."""
+    on_device: bool = False
+    """Whether the arrays lie on a device with kernels of ours."""
+
+    @property
+    def tasks(self) -> int:
+        """Tasks that may run at once, and share the budget."""
+        return 1 if self.on_device else MOST_TASKS
 
     def forward_bytes(self, rows: int, keys: int) -> int:
         """Scratch of one task of the forward pass."""
@@ -62,6 +72,7 @@ class Sizes:
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""
         products = rows * self.slots * ((3 + self.slot_matrices) * self.itemsize + 12)
+        products += rows * self.slots * 24 * self.on_device  # where indices are sorted
         return self.held_bytes(rows) + products + self._gathered_bytes(rows)
 
     def held_bytes(self, rows: int) -> int:
@@ -102,42 +113,48 @@ class Chunks:
     heads: int
     """Heads that a task takes together, where they are short."""
     task_bytes: int
-    """Scratch that one task holds at most, of `MOST_TASKS` that may run at once."""
+    """Scratch that one task holds at most, of `Sizes.tasks` that may run at once."""
 
 
 def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None) -> Chunks:
     """
-    Cut the work so that `MOST_TASKS` tasks hold at most `memory_budget` bytes of scratch together.
+    Cut the work so that the tasks that run at once hold at most `memory_budget` bytes of scratch.
 
     `chunk_size` is an upper limit to the queries of a chunk.
     """
     budget = DEFAULT_MEMORY_BUDGET
     if memory_budget is not None:
         budget = check_integer("memory_budget", memory_budget, least=1)
-    share = budget // MOST_TASKS
+    share = budget // sizes.tasks
     keys = max(sizes.keys, 1)
     least_keys = keys if sizes.whole_rows else min(keys, max(LEAST_BLOCK, 4 * sizes.slots))
     least = max(sizes.forward_bytes(1, least_keys), sizes.backward_bytes(1))
     if least > share:
         raise ValueError(
-            f"memory_budget must be at least {least * MOST_TASKS} bytes here, got {budget}"
+            f"memory_budget must be at least {least * sizes.tasks} bytes here, got {budget}"
         )
 
-    even = -(-sizes.heads * sizes.queries // MOST_TASKS)  # a share for each of the tasks
+    even = -(-sizes.heads * sizes.queries // sizes.tasks)  # a share for each of the tasks
+    most, most_backward = MOST_QUERIES, MOST_BACKWARD_QUERIES
+    fewest, scores = FEWEST_QUERIES // 2, BLOCK_SCORES
+    if sizes.on_device:
+        most = most_backward = MOST_DEVICE_QUERIES
+        fewest, scores = FEWEST_DEVICE_QUERIES, DEVICE_SCORES
     if chunk_size is None:
-        rows = min(MOST_QUERIES, max(FEWEST_QUERIES, even))
+        rows = min(most, max(FEWEST_QUERIES, even))
     else:
         rows = check_integer("chunk_size", chunk_size, least=1)
     rows = max(1, min(rows, sizes.queries))
-    block = keys if sizes.whole_rows else min(keys, max(BLOCK_SCORES // rows, LONG * sizes.slots))
+    block = keys if sizes.whole_rows else min(keys, max(scores // rows, LONG * sizes.slots))
     while sizes.forward_bytes(rows, block) > share:
         # Short blocks make selection dear, short chunks the matrix product: give way by turns.
-        if block > least_keys and (rows <= FEWEST_QUERIES // 2 or block > LONG * sizes.slots):
+        long = block > LONG * sizes.slots and not sizes.on_device
+        if block > least_keys and (rows <= fewest or long):
             block = max(least_keys, block // 2)
         else:
             rows = -(-rows // 2)
 
-    backward = min(MOST_BACKWARD_QUERIES, max(MOST_QUERIES, even))
+    backward = min(most_backward, max(MOST_QUERIES, even))
     if chunk_size is not None:
         backward = rows
     backward = max(1, min(backward, sizes.queries))
@@ -151,9 +168,10 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
 
 def _pack(sizes: Sizes, keys: int, share: int) -> int:
     """How many heads a task takes where they are short, so that each does not cost a task."""
-    heads = min(sizes.heads, PACKED_QUERIES // sizes.queries)
+    packed = MOST_DEVICE_QUERIES if sizes.on_device else PACKED_QUERIES
+    heads = min(sizes.heads, packed // sizes.queries)
     if sizes.heads * sizes.queries * sizes.keys >= WORTH_THREADS:
-        heads = min(heads, -(-sizes.heads // MOST_TASKS))
+        heads = min(heads, -(-sizes.heads // sizes.tasks))
     heads = max(heads, 1)
     while heads > 1 and sizes.task_bytes(sizes.queries, keys, sizes.queries, heads) > share:
         heads -= 1
@@ -166,7 +184,7 @@ def plan_dense_chunk(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = 
         rows = sizes.queries
     else:
         budget = check_integer("memory_budget", memory_budget, least=1)
-        row = sizes.dense_row_bytes * MOST_TASKS
+        row = sizes.dense_row_bytes * sizes.tasks
         if row > budget:
             raise ValueError(f"memory_budget must be at least {row} bytes here, got {budget}")
         rows = budget // row

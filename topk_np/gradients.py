@@ -49,14 +49,16 @@ def sum_gradients(
     terms_of: Callable[[Task], list[Addend]],
     tasks: list[Task],
     crew: Crew,
-    wave_size: int = MOST_TASKS,
+    wave_size: int | None = None,
 ) -> dict[str, Array]:
     """
     The gradients of the inputs by name.
 
     ``terms_of(task)`` gives what the queries of a task contribute; it is called on `wave_size`
-    tasks before what they contribute is added.
+    tasks before what they contribute is added: as many as may run at once, unless told otherwise.
     """
+    if wave_size is None:
+        wave_size = MOST_TASKS if is_numpy(problem.xp) else 1
     sums = {name: problem.zeros(*array.shape) for name, array in problem.inputs.items()}
     for wave in slices(len(tasks), wave_size):
         made = crew.map(terms_of, tasks[wave])

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from topk_np._namespace import (
@@ -19,7 +20,7 @@ from topk_np._namespace import (
 )
 from topk_np.chunking import Sizes, plan_chunks
 from topk_np.inputs import SELECTS
-from topk_np.workers import MOST_TASKS, Crew, check_workers
+from topk_np.workers import Crew, check_workers
 
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -81,7 +82,8 @@ def plan(
     Parameters
     ----------
     query : array (..., Q, D) or tuple of int
-        The first array of the call, or its shape; for the feed-forward layer tokens (T, D).
+        The first array of the call, or its shape, which stands for a NumPy array; for the
+        feed-forward layer tokens (T, D).
     key : array (..., N, D) or tuple of int
         The second; for the feed-forward layer keys (F, D).
     value : array (..., N, V) or tuple of int
@@ -153,9 +155,10 @@ def plan(
         score_matrices=1 + 4 * (check_choice("select", select, SELECTS) == "activation"),
         narrow=stored < 4,
         masked=check_flag("mask", mask),
+        on_device=array_api_compat.is_cupy_array(query),
     )
     chunks = plan_chunks(sizes, chunk_size, memory_budget)
-    threads = Crew(check_workers(workers)).threads
+    threads = min(Crew(check_workers(workers)).threads, sizes.tasks)
 
     def at_once(rows: int, most: int) -> int:
         return min(most, -(-heads // chunks.heads) * -(-queries // rows))
@@ -174,7 +177,7 @@ def plan(
         grad_bytes=grads * stored,
         forward_scratch=at_once(chunks.queries, threads)
         * (sizes.forward_bytes(rows, chunks.keys) + stacked // 2),
-        backward_scratch=at_once(chunks.backward_queries, MOST_TASKS) * (held + stacked)
+        backward_scratch=at_once(chunks.backward_queries, sizes.tasks) * (held + stacked)
         + at_once(chunks.backward_queries, threads) * busy
         + (grads * sizes.itemsize if sizes.narrow else 0),
     )

@@ -24,6 +24,7 @@ from topk_np._namespace import (
     cast,
     check_flag,
     compute_dtype,
+    is_cupy,
     is_numpy,
 )
 from topk_np.activations import Activation
@@ -171,6 +172,7 @@ class Problem:
             held_matrices=int(self.learned_bias is not None),
             masked=self.mask is not None or self.always is not None,
             whole_rows=self.ranks_weights and not self.activation.by_element,
+            on_device=is_cupy(self.xp),
         )
 
     @property
