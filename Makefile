@@ -3,7 +3,7 @@
 PYTHON  ?= python3
 # Hypothesis profile: dev, ci or thorough.
 PROFILE ?= $(or $(TOPK_NP_PROFILE),$(if $(CI),ci,dev))
-# Further options for the command that `make demo`, `make test` or `make bench` runs.
+# Further options for the command that demo, test, bench or notebooks runs.
 ARGS    ?=
 
 # This release has a small build for CPUs alone.
@@ -23,7 +23,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12      the Python that .venv is made with (3.11 or newer)'
-	@echo '  ARGS="--k 8 16 32"     further options for demo, test and bench'
+	@echo '  ARGS="--k 8 16 32"     further options for demo, test, bench and notebooks'
 	@echo '  CUPY_CPU_WHEEL=FILE    a wheel of the CPU build of CuPy, where there is one already'
 	@echo '  PROFILE=thorough       how hard the property tests try: dev, ci or thorough'
 
@@ -66,6 +66,10 @@ test-cupy-cpu: .venv-cupy-cpu/.installed ## Run the tests on CuPy without a GPU,
 $(CUPY_CPU_WHEEL):
 	@echo 'Building the CPU build of CuPy, once: about five minutes'
 	@PYTHON=$(CUPY_CPU_PYTHON) bash tests/cupy_cpu/build.sh $(@D)
+
+.PHONY: notebooks
+notebooks: $(call installed,notebooks) ## Run the notebooks, which teach the method from scratch
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 # PyTorch and JAX are large, so they get an environment of their own. A test of theirs is skipped
 # where they are missing; here that is an error. JAX compiles every operation anew for every shape,
