@@ -169,6 +169,19 @@ def test_the_topk_ffn_stays_within_its_budget(select: str, gated: bool) -> None:
     assert_within(peak, nbytes(*grads), budget)
 
 
+@pytest.mark.parametrize("function", ["topk_attention", "dense_attention"])
+def test_half_precision_is_summed_in_few_wide_heads(function: str) -> None:
+    """Many heads: their gradients in float32, all at once, would be twice what is returned."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((128, 256, 64)).astype(np.float16)
+    budget = 4 * MIB
+    options: dict[str, Any] = {"memory_budget": budget, "chunk_size": 64, "workers": 2}
+    options |= {"k": 4} if function == "topk_attention" else {}
+    out, residuals = getattr(topk_np, function + "_fwd")(x, x, x, **options)
+    grads, peak = measured(lambda: getattr(topk_np, function + "_bwd")(residuals, out))
+    assert_within(peak, nbytes(*grads), budget)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_the_least_budget_named_in_the_error_works_and_one_byte_less_does_not(dtype: str) -> None:
     problem = replace(attention_problem().astype(dtype), k=4)

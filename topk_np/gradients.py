@@ -10,7 +10,7 @@ same order. Long gradients are cut into ranges of keys, so that one head is enou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from topk_np._namespace import Array, cast, is_numpy, put
 from topk_np.chunking import slices
@@ -26,22 +26,7 @@ LEAST_RANGE = 4096  # keys
 Addend = tuple[str, Head, Term]  # the input and the head whose gradient the term is added to
 
 
-class _Share(NamedTuple):
-    """A range of rows of one head's gradient, and the terms to add there, in order."""
-
-    name: str
-    place: tuple[Any, ...]
-    """Where the rows are in the gradient of that name."""
-    rows: Array
-    first: int
-    terms: list[Term]
-
-    def sum(self) -> Array:
-        """The rows with all terms added: in place, or a new array."""
-        total = self.rows
-        for term in self.terms:
-            total = term.add_to(total, self.first)
-        return total
+Place = tuple[str, Head]  # an input, and the place of a head among its own leading axes
 
 
 def sum_gradients(
@@ -59,32 +44,102 @@ def sum_gradients(
     """
     if wave_size is None:
         wave_size = MOST_TASKS if is_numpy(problem.xp) else 1
-    sums = {name: problem.zeros(*array.shape) for name, array in problem.inputs.items()}
-    for wave in slices(len(tasks), wave_size):
-        made = crew.map(terms_of, tasks[wave])
+    sums = _Sums(problem)
+    waves = [tasks[wave] for wave in slices(len(tasks), wave_size)]
+    last = {place: i for i, wave in enumerate(waves) for place in sums.places(wave)}
+    for i, wave in enumerate(waves):
+        made = crew.map(terms_of, wave)
         shares = _shares(problem, sums, [addend for addends in made for addend in addends])
         for share, rows in zip(shares, crew.map(_Share.sum, shares), strict=True):
-            if rows is not share.rows:
-                sums[share.name] = put(sums[share.name], share.place, rows)
-    # One at a time: sums of half precision are wider than the gradients they become.
-    dtype = problem.query.dtype
-    return {name: cast(problem.xp, sums.pop(name), dtype) for name in list(sums)}
+            if rows is not share.total:
+                sums.put(share.place, share.rows, rows)
+        sums.finish([place for place in sums.unfinished if last[place] == i])
+    return sums.grads
 
 
-def _shares(problem: Problem, sums: dict[str, Array], addends: list[Addend]) -> list[_Share]:
+class _Sums:
+    """
+    The gradients while they are summed up, in the dtype that is computed in.
+
+    Where that is wider than the inputs' own, the heads that are not finished have sums apart, so
+    that the wide ones are few.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._narrow = problem.dtype != problem.query.dtype
+        self.grads = {
+            name: problem.zeros(*array.shape, dtype=problem.query.dtype)
+            for name, array in problem.inputs.items()
+        }
+        self.unfinished: dict[Place, Array] = {}
+
+    def places(self, tasks: list[Task]) -> set[Place]:
+        """Where the tasks may add to, if there will be sums apart."""
+        if not self._narrow:
+            return set()
+        return {
+            self.place(name, head) for task in tasks for head in task.heads for name in self.grads
+        }
+
+    def place(self, name: str, head: Head) -> Place:
+        """Where what a head contributes to an input's gradient belongs."""
+        return name, own_place(self.grads[name].shape[:-2], head)
+
+    def rows(self, place: Place, rows: slice) -> Array:
+        """Some rows of the sum at a place."""
+        name, own = place
+        if not self._narrow:
+            return self.grads[name][(*own, rows, slice(None))]
+        if place not in self.unfinished:
+            self.unfinished[place] = self._problem.zeros(*self.grads[name].shape[-2:])
+        return self.unfinished[place][rows, :]
+
+    def put(self, place: Place, rows: slice, values: Array) -> None:
+        """Put a new sum in the place of some rows, where it was not added to them directly."""
+        name, own = place
+        if self._narrow:
+            self.unfinished[place] = put(self.unfinished[place], (rows, slice(None)), values)
+        else:
+            self.grads[name] = put(self.grads[name], (*own, rows, slice(None)), values)
+
+    def finish(self, places: list[Place]) -> None:
+        """Round the sums apart that nothing will be added to any more."""
+        for place in places:
+            name, own = place
+            values = cast(self._problem.xp, self.unfinished.pop(place), self.grads[name].dtype)
+            self.grads[name] = put(self.grads[name], (*own, slice(None), slice(None)), values)
+
+
+class _Share(NamedTuple):
+    """A range of rows of one head's gradient, and the terms to add there, in order."""
+
+    place: Place
+    rows: slice
+    total: Array
+    """These rows, so far."""
+    terms: list[Term]
+
+    def sum(self) -> Array:
+        """The rows with all terms added: in place, or a new array."""
+        total = self.total
+        for term in self.terms:
+            total = term.add_to(total, self.rows.start)
+        return total
+
+
+def _shares(problem: Problem, sums: _Sums, addends: list[Addend]) -> list[_Share]:
     """What can be added independently: one head of one gradient, or a range of its rows."""
-    gathered: dict[tuple[str, Head], list[Term]] = {}
+    gathered: dict[Place, list[Term]] = {}
     for name, head, term in addends:
-        place = own_place(sums[name].shape[:-2], head)
-        gathered.setdefault((name, place), []).append(term)
+        gathered.setdefault(sums.place(name, head), []).append(term)
     shares = []
-    for (name, place), terms in gathered.items():
-        length = sums[name].shape[-2]
+    for place, terms in gathered.items():
+        length = sums.grads[place[0]].shape[-2]
         size = max(length, 1)
         # Only NumPy has several threads here, and a device would sort anew for each range.
         if isinstance(terms[0], SparseTerm) and is_numpy(problem.xp):
             size = max(LEAST_RANGE, -(-size // MOST_RANGES))
         for rows in slices(length, size):
-            where = (*place, rows, slice(None))
-            shares.append(_Share(name, where, sums[name][where], rows.start, terms))
+            shares.append(_Share(place, rows, sums.rows(place, rows), terms))
     return shares

@@ -18,7 +18,7 @@ from topk_np._namespace import (
     check_same,
     dtype_name,
 )
-from topk_np.chunking import Sizes, plan_chunks
+from topk_np.chunking import Chunks, Sizes, plan_chunks
 from topk_np.inputs import SELECTS
 from topk_np.workers import Crew, check_workers
 
@@ -167,7 +167,8 @@ def plan(
     rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
     held = sizes.held_bytes(backward_rows)
     busy = sizes.backward_bytes(backward_rows) - held + stacked
-    grads = sum(math.prod(shape) for shape in shapes) + gated * math.prod(shapes[1])
+    summed = [*shapes, *shapes[1:2][:gated]]  # the gate has the shape of the keys
+    grads = sum(map(math.prod, summed))
     return Plan(
         chunks.queries,
         chunks.keys,
@@ -179,8 +180,15 @@ def plan(
         * (sizes.forward_bytes(rows, chunks.keys) + stacked // 2),
         backward_scratch=at_once(chunks.backward_queries, sizes.tasks) * (held + stacked)
         + at_once(chunks.backward_queries, threads) * busy
-        + (grads * sizes.itemsize if sizes.narrow else 0),
+        + (_wide_sums(summed, chunks) * sizes.itemsize if sizes.narrow else 0),
     )
+
+
+def _wide_sums(shapes: list[tuple[int, ...]], chunks: Chunks) -> int:
+    """Numbers in the sums of those heads that a wave of tasks adds to, and those not finished."""
+    tasks_of_head = -(-shapes[0][-2] // chunks.backward_queries)
+    heads = -(-MOST_TASKS * chunks.heads // max(tasks_of_head, 1)) + 1
+    return sum(min(heads, math.prod(shape[:-2])) * math.prod(shape[-2:]) for shape in shapes)
 
 
 def _shape(name: str, given: Any) -> tuple[int, ...]:
