@@ -146,7 +146,10 @@ class AttentionProblem:
         offset = 0 if self.query_offset is None else self.query_offset
         offsets = np.broadcast_to(offset, self.lead)[..., None, None]
         i, j = np.arange(self.queries)[:, None] + offsets, np.arange(self.keys)
-        nearest = np.minimum(i, self.keys - 1)
+        lengths = self.keys if self.key_lengths is None else self.key_lengths
+        nearest = np.minimum(
+            i, np.broadcast_to(lengths, self.lead)[..., None, None].astype(int) - 1
+        )
         return np.asarray(self.allowed & ((j < sinks) | ((j <= nearest) & (j > nearest - local))))
 
     @property
@@ -283,7 +286,8 @@ def attention_with_options(draw: st.DrawFn, *, whole: bool | None = None) -> Att
 
     def lengths(most: int) -> st.SearchStrategy[Any]:
         one = st.integers(most // 2, most) | st.integers(0, most)
-        per_head = hnp.arrays(np.int64, lead, elements=one) if lead else one
+        dtype, shapes = st.sampled_from([np.uint8, np.int64]), _heads(lead).filter(bool)
+        per_head = hnp.arrays(dtype, shapes, elements=one) if lead else one
         return st.none() | st.none() | one | per_head
 
     always = st.tuples(st.integers(0, keys + 1), st.integers(0, keys + 1))

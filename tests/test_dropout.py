@@ -54,7 +54,7 @@ def test_the_generator_is_that_of_pythons_integers(
 @pytest.mark.parametrize("rate", [0.0001, 0.1, 0.5, 0.999])
 def test_as_many_are_dropped_as_the_rate_says_and_the_others_make_up_for_it(rate: float) -> None:
     queries, keys = np.arange(1000)[:, None], np.arange(1000)[None, :]
-    factors = Dropout(rate, 3).factors(0, queries, keys, np.float64)
+    factors = Dropout(rate, 3).factors(np.zeros((1, 1), int), queries, keys, np.float64)
     spread = np.sqrt(rate * (1 - rate) / factors.size)
     assert abs(np.mean(factors == 0) - rate) < 5 * spread
     assert set(np.unique(factors)) == {0.0, 1 / (1 - rate)}
@@ -65,14 +65,16 @@ def test_heads_queries_keys_and_seeds_drop_independently() -> None:
     queries, keys = np.arange(300)[:, None], np.arange(300)[None, :]
 
     def dropped(seed: int, head: int, first: int = 0) -> np.ndarray:
-        factors = Dropout(0.5, seed).factors(head, queries + first, keys + first, np.float64)
+        factors = Dropout(0.5, seed).factors(
+            np.full((1, 1), head), queries + first, keys + first, np.float64
+        )
         return np.asarray(factors == 0)
 
     one = dropped(0, 0)
     for other in (dropped(1, 0), dropped(2**32, 0), dropped(0, 1), dropped(0, 0, 300), one.T):
         assert abs(np.mean(one == other) - 0.5) < 5 * 0.5 / 300
     assert np.all(dropped(0, 0, 300)[:0] == one[:0])
-    shifted = Dropout(0.5, 0).factors(0, queries + 100, keys, np.float64) == 0
+    shifted = Dropout(0.5, 0).factors(np.zeros((1, 1), int), queries + 100, keys, np.float64) == 0
     assert np.array_equal(shifted[:200], one[100:])
 
 

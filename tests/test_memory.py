@@ -182,6 +182,21 @@ def test_half_precision_is_summed_in_few_wide_heads(function: str) -> None:
     assert_within(peak, nbytes(*grads), budget)
 
 
+@pytest.mark.parametrize("layout", ["half", "strided", "broadcast"])
+def test_keys_that_have_to_be_copied_are_copied_block_by_block(layout: str) -> None:
+    warm_up()
+    query, key = np.ones((4, 64), np.float32), np.ones((2**17, 128), np.float32)[:, ::2]
+    if layout == "half":
+        query, key = query.astype(np.float16), np.ones((2**17, 64), np.float16)
+    elif layout == "broadcast":
+        key = np.broadcast_to(np.ones((1, 64), np.float32), (2**17, 64))
+    budget = 8 * MIB  # the keys in float32 are 32
+    out, peak = measured(
+        lambda: topk_np.topk_attention(query, key, key, k=8, memory_budget=budget, workers=1)
+    )
+    assert_within(peak, out.nbytes, budget)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_the_least_budget_named_in_the_error_works_and_one_byte_less_does_not(dtype: str) -> None:
     problem = replace(attention_problem().astype(dtype), k=4)

@@ -17,6 +17,38 @@ pytestmark = pytest.mark.usefixtures("tiny_plans")
 QUERIES, KEYS = 6, 11
 
 
+def test_padding_changes_nothing_of_what_is_kept(xp: Backend) -> None:
+    rng = np.random.default_rng(0)
+    key = rng.standard_normal((1, 10, 3))
+    options: dict[str, Any] = {"k": 1, "query_offset": 8, "always_keep": (0, 2)}
+    short = xp.arrays(key[:, :1], key[:, :3], key[:, :3])
+    _, residuals = topk_np.topk_attention_fwd(*short, **options)
+    padded = xp.arrays(key[:, :1], key, key)
+    lengths = xp.asarray(np.array([3], np.uint8))
+    _, other = topk_np.topk_attention_fwd(*padded, **options, key_lengths=lengths)
+    wanted = xp.to_numpy(residuals.indices).tolist()
+    assert xp.to_numpy(other.indices).tolist() == wanted == [[[0, 1, 2]]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_as_many_are_kept_as_hold_the_share_however_many_that_is(xp: Backend, dtype: str) -> None:
+    def kept(scores: np.ndarray, p: float, most: int) -> int:
+        query, key = xp.arrays(np.ones((1, 1), dtype), scores.astype(dtype)[:, None])
+        options: dict[str, Any] = {"p": p, "max_k": most, "scale": 1.0}
+        _, residuals = topk_np.topk_attention_fwd(query, key, key, **options)
+        return int(np.count_nonzero(xp.to_numpy(residuals.indices) >= 0))
+
+    assert kept(np.zeros(50), 1e-300, 50) == 1
+    assert kept(np.zeros(5000), 1.0, 5000) == 5000
+    assert kept(np.zeros(5000), 1.0, 30) == 30
+    if xp.name == "numpy":
+        scores = np.full(20_000, -17.0)
+        scores[0] = 0
+        weights = np.exp(scores) / np.exp(scores).sum()
+        wanted = 1 + int(np.ceil((0.9993 - weights[0]) / weights[1]))
+        assert abs(kept(scores, 0.9993, 20_000) - wanted) <= 10  # a weight is 4e-8
+
+
 def kept_by_loops(scores: np.ndarray, i: int, rule: dict[str, Any], always: Any) -> list[int]:
     """The keys that the query at position i keeps, in order; its scores are all different."""
     sinks, local = always

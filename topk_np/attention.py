@@ -97,19 +97,21 @@ def topk_attention(
     mask : bool array or function, optional
         Broadcastable to (..., Q, N), True where a query may attend; or a function of query
         positions (C, 1) and key positions (1, n), integer arrays, that returns such an array for
-        these pairs. A masked key is never kept and contributes nothing, even if it is NaN. A query
-        without any allowed key gives 0. All that masks combines.
+        these pairs. It is called for each chunk of each head, from several threads. A masked key
+        is never kept and contributes nothing, even if it is NaN. A query without any allowed key
+        gives 0. All that masks combines.
     is_causal : bool, default False
         Whether a query attends only to keys at or before its own position.
     query_offset : int or int array, optional
-        Position of the first query among the keys; an array has one for each of the leading axes.
-        Required where Q and N differ and an option goes by position; 0 where they are equal.
+        Position of the first query among the keys. An array broadcasts to the leading axes: with
+        (B, H), one a batch is ``offsets[:, None]``. Required where Q and N differ and an option
+        goes by position; 0 where they are equal.
     window : (left, right), optional
         The query at position i sees keys i - left to i + right only; None on a side is unbounded.
         Keys that no query of a chunk sees cost nothing.
     query_lengths : int or int array, optional
-        How many queries there are, of those with padding behind them; an array has one number for
-        each of the leading axes. The others see nothing.
+        How many queries there are, of those with padding behind them; an array broadcasts like
+        that of `query_offset`. The others see nothing.
     key_lengths : int or int array, optional
         How many keys there are, likewise; the others are seen by nobody and cost nothing.
     bias : array, ALiBi, T5Bias or function, optional
@@ -126,7 +128,8 @@ def topk_attention(
         axes, the positions of query and key.
     always_keep : (sinks, local), optional
         Keys kept beside the best: the first `sinks` of all, and the `local` nearest at or before
-        the query's position. With `p`, what they hold counts.
+        the query's position. Those that a mask or window hides are not kept. With `p`, what they
+        hold counts.
     chunk_size : int, optional
         Queries to work on at once; by default as many as `memory_budget` allows.
     memory_budget : int, optional
@@ -145,9 +148,9 @@ def topk_attention(
     ------
     TypeError
         If an input is not a floating array, the inputs differ in library, device or dtype, an
-        option has the wrong type, or `workers` is a process pool.
+        option has the wrong type, neither `k` nor `p` is given, or `workers` is a process pool.
     ValueError
-        If shapes do not fit, an option is out of its range, both or none of `k` and `p` are given,
+        If shapes do not fit, an option is out of its range, both `k` and `p` are given,
         `query_offset` is missing, or `memory_budget` is less than one query needs.
 
     See Also

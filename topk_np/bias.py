@@ -268,7 +268,8 @@ class FunctionBias:
     def values(self, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
         """(C or 1, n or 1): what is to be added to some scores."""
         said = ask("bias", self.function, scores, self.positions.first(head, rows), keys)
-        if not array_namespace(said).isdtype(said.dtype, ("integral", "real floating")):
+        xp, kinds = array_namespace(said), ("integral", "real floating")
+        if dtype_name(said) not in FLOATS and not xp.isdtype(said.dtype, kinds):
             raise TypeError(f"bias must return an array of numbers, got dtype {said.dtype}")
         return said
 
@@ -296,7 +297,11 @@ def make_bias(query: Array, bias: Any, positions: Positions, batch: Head, keys: 
     """Check the option `bias` of an attention call."""
     if bias is None:
         return None
+    if isinstance(bias, type):
+        raise TypeError(f"bias must be an instance, got the class {bias.__name__}")
     if isinstance(bias, ALiBi):
+        if bias.slopes is None:
+            raise TypeError("bias.slopes must be an array, got None")
         namespace_of({"bias.slopes": bias.slopes})
         if dtype_name(bias.slopes) not in FLOATS:
             raise TypeError(f"bias.slopes must be floating, got dtype {bias.slopes.dtype}")
@@ -324,6 +329,8 @@ def _table_bias(query: Array, bias: T5Bias, positions: Positions, batch: Head) -
         raise ValueError(f"bias.table must have at least {2 * ways} buckets, got {buckets}")
     exact = half // 2
     furthest = check_integer("bias.max_distance", bias.max_distance, least=exact + 1)
+    if furthest >= 2**31:
+        raise ValueError(f"bias.max_distance must be below 2^31, got {furthest}")
     # Of n further buckets, b starts where log(distance / exact) / log(furthest / exact) is b / n.
     n = half - exact
     starts = tuple(

@@ -50,6 +50,8 @@ class Sizes:
     """Whether some keys may be hidden from some queries."""
     narrow: bool = False
     """Whether inputs are half precision, so that chunks of them are cast."""
+    copied: bool = False
+    """Whether keys are copied block by block: cast, or laid out as BLAS needs them."""
     whole_rows: bool = False
     """Whether a query's scores are needed all at once."""
     on_device: bool = False
@@ -67,7 +69,8 @@ class Sizes:
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
         kept = self.slots * ((4 + self.slot_matrices) * self.itemsize + 12)
         chunk = int(rows * (block + max(hidden, found) + kept + self.width * self.itemsize))
-        return chunk + self._gathered_bytes(rows)
+        copies = keys * self.width * self.itemsize * self.copied
+        return chunk + copies + self._gathered_bytes(rows)
 
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""

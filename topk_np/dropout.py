@@ -26,21 +26,21 @@ class Dropout:
     """The probability that a weight is dropped."""
     seed: int
 
-    def factors(self, head: int, queries: Array, keys: Array, dtype: Any) -> Array:
+    def factors(self, heads: Array, queries: Array, keys: Array, dtype: Any) -> Array:
         """
         0 where a weight is dropped, else 1 / (1 - rate).
 
-        `head` is the flat index over the leading axes; `queries` (C, 1) and `keys` (C or 1, n) are
-        positions, taken modulo 2^32.
+        `heads` (C, 1) are flat indices over the leading axes; `queries` (C, 1) and `keys`
+        (C or 1, n) positions. All are taken modulo 2^32.
         """
         xp = array_namespace(queries)
-        queries, keys = (xp.astype(positions, xp.int32) for positions in (queries, keys))
+        heads, queries, keys = (xp.astype(n, xp.int32) for n in (heads, queries, keys))
         seed = _signed(self.seed), _signed(self.seed >> 32)
         # A key for each query first, then a random number for each of its keys.
-        row = threefry(seed, (xp.full_like(queries, _signed(head)), queries))
+        row = threefry(seed, (heads, queries))
         bits, _ = threefry(row, (keys, xp.zeros_like(keys)))
         kept = bits >= min(round(self.rate * 2**32), 2**32 - 1) - 2**31
-        return xp.where(kept, xp.astype(kept, dtype) / (1 - self.rate), 0.0)
+        return xp.astype(kept, dtype) / (1 - self.rate)
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:

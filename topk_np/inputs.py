@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from topk_np._namespace import (
+    LARGEST,
     Array,
     check_choice,
     check_device,
@@ -22,9 +23,9 @@ from topk_np._namespace import (
 from topk_np.activations import ACTIVATIONS
 from topk_np.bias import ALiBi, T5Bias, make_bias
 from topk_np.dropout import make_dropout
-from topk_np.masking import check_window, make_mask
+from topk_np.masking import Mask, check_window, make_mask
 from topk_np.options import AttentionOptions
-from topk_np.positions import make_positions
+from topk_np.positions import Positions, make_positions
 from topk_np.problem import Problem
 from topk_np.rules import AlwaysKept, check_always_keep
 
@@ -70,7 +71,19 @@ def attention_problem(
     }
     needed_by = next((name for name, used in by_position.items() if used), None)
     positions = make_positions(query, given("query_offset"), batch, queries, keys, needed_by)
-    scale, softcap = given("scale"), given("softcap")
+    scale = given("scale")
+    scale = 1 / math.sqrt(max(width, 1)) if scale is None else check_number("scale", scale)
+    mask = make_mask(
+        query,
+        positions,
+        mask,
+        left,
+        0 if is_causal else right,
+        given("query_lengths"),
+        given("key_lengths"),
+        batch,
+        keys,
+    )
     return Problem(
         xp,
         plain(query),
@@ -78,30 +91,33 @@ def attention_problem(
         plain(value),
         batch,
         ACTIVATIONS["softmax"],
-        scale=1 / math.sqrt(max(width, 1)) if scale is None else check_number("scale", scale),
-        softcap=None if softcap is None else _check_softcap(softcap),
+        scale=scale,
+        softcap=_check_softcap(given("softcap"), scale),
         positions=positions,
-        mask=make_mask(
-            query,
-            positions,
-            mask,
-            left,
-            0 if is_causal else right,
-            given("query_lengths"),
-            given("key_lengths"),
-            batch,
-            keys,
-        ),
         bias=make_bias(query, bias, positions, batch, keys),
         dropout=make_dropout(given("dropout")),
-        always=AlwaysKept(sinks, local, keys, positions) if sinks or local else None,
+        mask=mask,
+        always=_always_kept(sinks, local, mask, positions, keys),
     )
 
 
-def _check_softcap(softcap: Any) -> float:
+def _always_kept(
+    sinks: int, local: int, mask: Mask | None, positions: Positions, keys: int
+) -> AlwaysKept | None:
+    if not sinks and not local:
+        return None
+    lengths = None if mask is None else mask.key_lengths
+    return AlwaysKept(sinks, local, keys if lengths is None else lengths, positions)
+
+
+def _check_softcap(softcap: Any, scale: float) -> float | None:
+    if softcap is None:
+        return None
     cap = check_number("softcap", softcap)
     if cap <= 0:
         raise ValueError(f"softcap must be above 0, got {cap}")
+    if abs(scale) > cap * LARGEST:
+        raise ValueError(f"softcap must be so large that scale / softcap is finite, got {cap}")
     return cap
 
 
@@ -176,7 +192,8 @@ def _check_grad(
     if given is None:
         raise TypeError(f"{name} must be an array, got None")
     if given.dtype != dtype:
-        raise TypeError(f"{name} must have the dtype of {of}, {dtype}, got {given.dtype}")
+        wanted = getattr(dtype, "__name__", dtype)
+        raise TypeError(f"{name} must have the dtype of {of}, {wanted}, got {given.dtype}")
     check_device(name, given, of, like)
     if tuple(given.shape) != shape:
         raise ValueError(f"{name} must have the shape of {of}, {shape}, got {tuple(given.shape)}")

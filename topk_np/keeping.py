@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from topk_np._namespace import Array, Namespace, cast, cumulative_sum
+from topk_np._namespace import Array, Namespace, cast, cumulative_sum, is_cupy, is_numpy
 from topk_np.chunking import slices
 from topk_np.kernels import engine
 from topk_np.problem import Part, Problem, Task, each_head
@@ -35,6 +35,7 @@ def keep(
     best, mass = KBest(rule.most), _Mass()
     always = None if problem.always is None else _SetAside(problem, part, task, problem.always)
     p = rule.p if problem.keys else None  # where there are no keys, there is no mass
+    p = None if p == 1 else p  # whatever rounding says
     seen = problem.seen(task)
     blocks = [
         slice(seen.start + some.start, seen.start + some.stop)
@@ -157,10 +158,13 @@ def _fewest(
     """The largest of the scores, as few as bring what is `held` already to a mass of p."""
     order = falling(xp, scores)
     weights = xp.take_along_axis(weights, order, axis=1)
+    if is_numpy(xp) or is_cupy(xp):  # others may not have it
+        weights = xp.astype(weights, xp.float64)
     before = cumulative_sum(xp, weights) - weights
     if not isinstance(held, float):
         before = before + xp.sum(held, axis=1, keepdims=True)
-    enough = xp.take_along_axis(before >= p, xp.argsort(order, axis=1), axis=1)  # not with NaN
+    enough = (before >= p) & (before > 0)  # not with NaN, nor of the first where p is tiny
+    enough = xp.take_along_axis(enough, xp.argsort(order, axis=1), axis=1)
     return xp.where(enough, -xp.inf, scores), xp.where(enough, -1, indices)
 
 

@@ -104,6 +104,8 @@ def ask(name: str, function: PairFunction, scores: Array, first: int, keys: slic
     xp = array_namespace(scores)
     queries = column(xp, first, scores.shape[0], scores)
     said = function(queries, row(xp, keys.start, keys.stop - keys.start, scores))
+    if said is None:
+        raise TypeError(f"{name} must return an array, got None")
     namespace_of({"query": scores, f"what {name} returns": said})
     check_broadcasts(f"what {name} returns", tuple(said.shape), tuple(scores.shape), "(C, n)")
     return said

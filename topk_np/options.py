@@ -36,7 +36,10 @@ def spell_out(function: Function) -> Function:
     kind = inspect.Parameter.KEYWORD_ONLY
     shared = [
         inspect.Parameter(
-            name, kind, default=False if name == "is_causal" else None, annotation=annotation
+            name,
+            kind,
+            default=False if name == "is_causal" else None,
+            annotation=annotation.__forward_arg__,
         )
         for name, annotation in AttentionOptions.__annotations__.items()
     ]

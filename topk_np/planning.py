@@ -154,6 +154,7 @@ def plan(
         itemsize=max(stored, 4),
         score_matrices=1 + 4 * (check_choice("select", select, SELECTS) == "activation"),
         narrow=stored < 4,
+        copied=stored < 4,
         masked=check_flag("mask", mask),
         on_device=array_api_compat.is_cupy_array(query),
     )
@@ -180,14 +181,14 @@ def plan(
         * (sizes.forward_bytes(rows, chunks.keys) + stacked // 2),
         backward_scratch=at_once(chunks.backward_queries, sizes.tasks) * (held + stacked)
         + at_once(chunks.backward_queries, threads) * busy
-        + (_wide_sums(summed, chunks) * sizes.itemsize if sizes.narrow else 0),
+        + (_wide_sums(summed, chunks, sizes.tasks) * sizes.itemsize if sizes.narrow else 0),
     )
 
 
-def _wide_sums(shapes: list[tuple[int, ...]], chunks: Chunks) -> int:
+def _wide_sums(shapes: list[tuple[int, ...]], chunks: Chunks, tasks: int) -> int:
     """Numbers in the sums of those heads that a wave of tasks adds to, and those not finished."""
     tasks_of_head = -(-shapes[0][-2] // chunks.backward_queries)
-    heads = -(-MOST_TASKS * chunks.heads // max(tasks_of_head, 1)) + 1
+    heads = -(-tasks * chunks.heads // max(tasks_of_head, 1)) + 1
     return sum(min(heads, math.prod(shape[:-2])) * math.prod(shape[-2:]) for shape in shapes)
 
 

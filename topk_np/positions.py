@@ -63,7 +63,8 @@ def row(xp: Namespace, first: int, count: int, like: Array) -> Array:
     """(1, count) int64: as many positions from `first` on, beside `like`."""
     if abs(first) > FURTHEST:
         raise ValueError(
-            f"query_offset must be at most 2^62 in size where every position counts, got {first}"
+            "query_offset must be at most 2^62 in size where every position counts, "
+            f"got the position {first}"
         )
     return xp.arange(first, first + count, dtype=xp.int64, device=device(like))[None, :]
 
@@ -93,4 +94,4 @@ def check_lead_integers(name: str, given: Any, query: Array, batch: Head) -> int
             f"{name} must be an integer or an integer array, got an array of dtype {given.dtype}"
         )
     check_broadcasts(name, tuple(given.shape), batch, "(...)")
-    return to_numpy(given)
+    return to_numpy(given).astype(np.int64)

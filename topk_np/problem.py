@@ -167,6 +167,7 @@ class Problem:
             slots=self.slots(rule),
             itemsize=8 if self.dtype == self.xp.float64 else 4,
             narrow=self.dtype != self.query.dtype,
+            copied=self.dtype != self.query.dtype or not _fits_blas(self.key, self.gate),
             score_matrices=1 + matrices,
             slot_matrices=max(moved, 8 * (self.dropout is not None), shared),
             held_matrices=int(self.learned_bias is not None),
@@ -258,13 +259,15 @@ class Problem:
     def dropout_factors(self, task: Task, indices: Array) -> Array:
         """(G C, K): what dropout multiplies the weights of some keys (G C, K) by."""
         assert self.dropout is not None
-        factors = []
-        for head, own in zip(task.heads, task.per_head(indices), strict=True):
-            first = self.positions.first(head, task.rows)
-            queries = column(self.xp, first % 2**32, own.shape[0], own)
+        size = indices.shape[0] // len(task.heads)
+        places, queries = [], []
+        for head in task.heads:
             place = int(np.ravel_multi_index(head, self.batch)) if head else 0
-            factors.append(self.dropout.factors(place, queries, own, self.dtype))
-        return factors[0] if len(factors) == 1 else self.xp.concat(factors, axis=0)
+            first = self.positions.first(head, task.rows) % 2**32
+            queries.append(column(self.xp, first, size, indices))
+            places.append(self.xp.full_like(queries[-1], place))
+        heads, queries = (self.xp.concat(columns, axis=0) for columns in (places, queries))
+        return self.dropout.factors(heads, queries, indices, self.dtype)
 
     def crew(self, workers: Any) -> Crew:
         """The threads for this problem: one where more are not worth starting."""
@@ -288,6 +291,15 @@ class Problem:
             products = scratch.matrix(name, *shape, self.dtype, empty)
         rows, kernels = task.per_head(part.query), engine(self.xp)
         return each_head(task, products, lambda i, own: kernels.matmul(rows[i], matrices[i], own))
+
+
+def _fits_blas(*matrices: Array | None) -> bool:
+    """Whether BLAS can read the matrices as they lie in memory: one axis of each has no gaps."""
+    return all(
+        matrix.itemsize in matrix.strides[-2:] and 0 not in matrix.strides[-2:]
+        for matrix in matrices
+        if isinstance(matrix, np.ndarray) and matrix.size
+    )
 
 
 def each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:

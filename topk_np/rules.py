@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from topk_np._namespace import Array, array_namespace, check_integer, check_number
-from topk_np.positions import Head, Positions, column, row
+from topk_np.positions import Head, Positions, column, of_lead, row
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ def make_rule(k: Any, p: Any = None, max_k: Any = None) -> Rule:
     if p is None:
         if max_k is not None:
             raise ValueError(f"max_k is for p, which was not given, got max_k={max_k!r}")
+        if k is None:
+            raise TypeError("k must be an integer, or p be given with max_k, got None for both")
         return Rule(check_integer("k", k, least=1))
     if k is not None:
         raise ValueError(f"either k or p must be given, not both, got k={k!r} and p={p!r}")
@@ -41,8 +45,8 @@ class AlwaysKept:
 
     sinks: int
     local: int
-    keys: int
-    """How many keys there are."""
+    keys: int | np.ndarray
+    """How many keys there are: one number for all, or an array over the leading axes."""
     positions: Positions
 
     @property
@@ -68,9 +72,10 @@ class AlwaysKept:
         """(C, 1) int64: the nearest key at or before each query; negative where there is none."""
         xp, count = array_namespace(like), rows.stop - rows.start
         # The position may be too large for an array: as near to the keys as changes nothing.
-        first = max(-count, min(self.positions.first(head, rows), self.keys))
+        keys = of_lead(self.keys, head)
+        first = max(-count, min(self.positions.first(head, rows), keys))
         query = column(xp, first, count, like)
-        return xp.where(query < self.keys, query, self.keys - 1)
+        return xp.where(query < keys, query, keys - 1)
 
 
 def check_always_keep(always_keep: Any, keys: int) -> tuple[int, int]:

@@ -13,15 +13,19 @@ NO_HEADS = ("query_offset", "query_lengths", "key_lengths")  # one number for al
 
 def group_options(options: dict[str, Any], heads: int, groups: int) -> dict[str, Any]:
     """The options of an attention call, from those of multi-head attention."""
-    if "return_lse" in options:
+    if options.get("return_lse", False) is not False:
         raise TypeError(
             "return_lse is not an option of multi-head attention, which mixes the heads"
         )
-    grouped = dict(options)
+    unset = {"p": None, "max_k": None, "return_lse": False}
+    grouped = {
+        name: given for name, given in options.items() if given is not unset.get(name, unset)
+    }
     for name in ("mask", "bias"):
         given = grouped.get(name)
         if isinstance(given, ALiBi):
-            grouped[name] = ALiBi(_split("bias.slopes", given.slopes, -1, heads, groups))
+            if getattr(given.slopes, "ndim", 0) > 0:
+                grouped[name] = ALiBi(_split("bias.slopes", given.slopes, -1, heads, groups))
         elif isinstance(given, T5Bias):
             table = given.table
             if getattr(table, "ndim", 0) > 1:

@@ -137,7 +137,7 @@ def multihead_attention(
     )
     query, key, value = inputs.project()
     grouped = group_options(options, inputs.heads, inputs.groups)
-    if k is None and "p" not in options:
+    if k is None and "p" not in grouped:
         out = dense_attention(query, key, value, **grouped)
     else:
         out = topk_attention(query, key, value, k=k, **grouped)
@@ -187,7 +187,7 @@ def multihead_attention_fwd(
     query, key, value = inputs.project()
     grouped = group_options(options, inputs.heads, inputs.groups)
     residuals: Any
-    if k is None and "p" not in options:
+    if k is None and "p" not in grouped:
         attended, residuals = dense_attention_fwd(query, key, value, **grouped)
     else:
         attended, residuals = topk_attention_fwd(query, key, value, k=k, **grouped)

@@ -167,8 +167,8 @@ def check_multihead(
         query_positions = 0 if query_offset is None else query_offset
         first: Any = query_positions  # an array has one for each leading axis
         if getattr(first, "shape", ()) != ():
-            count = xp.arange(x.shape[-2], dtype=first.dtype, device=device(x))
-            query_positions = first[..., None] + count
+            count = xp.arange(x.shape[-2], dtype=xp.int64, device=device(x))
+            query_positions = xp.astype(first, xp.int64)[..., None] + count
     return Projections(
         x,
         weights,
