@@ -128,9 +128,12 @@ def masked_matmul(weights: Array, allowed: Array, values: Array) -> Array:
     with a NaN or inf: these are multiplied one by one, where that is allowed.
     """
     xp = array_namespace(weights)
-    if bool(xp.isfinite(xp.sum(values))):  # then all are, and nothing of their size was made
-        return weights @ values
+    out = weights @ values
+    if bool(xp.isfinite(xp.sum(out))):  # then no such row took part, not even times 0
+        return out
     whole = xp.all(xp.isfinite(values), axis=1)
+    if bool(xp.all(whole)):
+        return out
     out = xp.where(whole[None, :], weights, 0.0) @ xp.where(whole[:, None], values, 0.0)
     for row in range(values.shape[0]):
         if not bool(whole[row]):
