@@ -6,6 +6,7 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,9 @@ from topk_np import (
     topk_ffn,
 )
 from topk_np._namespace import Array, Namespace
+from topk_np.activations import ACTIVATIONS
 from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.linear import linear
 from topk_np.layers.rope import Rope, RopeLayout, Rotation
 from topk_np.models.per_layer import LayerK, per_layer
 
@@ -193,6 +196,10 @@ def gated_ffn(
     layer: LlamaLayer, x: Array, /, *, k: int | None, workers: int | None = None
 ) -> Array:
     """The SwiGLU layer, silu(x gateᵀ) * (x upᵀ) times down: all units, or the k most active."""
+    if k is None and math.prod(x.shape[:-1]) == 1:
+        # One row needs no chunks, and BLAS may share its products, which are bound by memory.
+        gate, up = linear(x, layer.gate, None), linear(x, layer.up, None)
+        return ACTIVATIONS["silu"].value(gate) * up @ layer.down
     if k is None:
         return dense_ffn(
             x,
