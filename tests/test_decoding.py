@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -162,3 +163,15 @@ def test_an_empty_cache_says_so() -> None:
     with pytest.raises(ValueError, match="capacity must be at least 0, got -1"):
         KVCache(capacity=-1)
     assert repr(KVCache(capacity=3)) == "KVCache(length=0, capacity=3)"
+
+
+def test_a_step_copies_neither_keys_nor_values() -> None:
+    cache = KVCache()
+    cache.append(*RNG.standard_normal((2, 3, 2000, 64), dtype=np.float32))
+    query = RNG.standard_normal((3, 3, 64), dtype=np.float32)  # the heads of 3 groups
+    topk_attention(query, cache.key, cache.value, k=32)  # imports what it needs
+    tracemalloc.start()
+    topk_attention(query, cache.key, cache.value, k=32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < cache.value.nbytes / 2

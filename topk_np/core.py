@@ -24,7 +24,7 @@ from topk_np.activations import logsumexp
 from topk_np.chunking import Chunks
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.keeping import keep, slot_counts
-from topk_np.problem import Problem, Task
+from topk_np.problem import Part, Problem, Task
 from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
 from topk_np.rules import Rule
 from topk_np.terms import RowsTerm, SparseTerm
@@ -85,9 +85,7 @@ def forward(
                 weights = weights * linear
             if problem.dropout is not None:
                 weights = weights * problem.dropout_factors(task, indices)
-            counts = slot_counts(xp, indices)
-            placed = _place(problem, task, indices)
-            piece = gather_matmul(weights, placed, counts, part.stacked("value"))
+            piece = _sum_values(problem, task, part, weights, indices)
             if problem.value_bias is not None:
                 piece = piece + cast(xp, problem.value_bias, problem.dtype)
             _store(task, out, cast(xp, piece, problem.query.dtype))
@@ -178,6 +176,20 @@ def backward(
     tasks = problem.tasks(chunks.backward_queries, chunks.heads)
     with problem.crew(workers) as crew:
         return sum_gradients(problem, terms_of, tasks, crew)
+
+
+def _sum_values(problem: Problem, task: Task, part: Part, weights: Array, indices: Array) -> Array:
+    """(G C, V): the sum over the kept slots of each row, ``weights_ij value[indices_ij]``."""
+    xp = problem.xp
+    counts = slot_counts(xp, indices)
+    rows, slots = indices.shape
+    if problem.keys * len(task.heads) <= rows * slots:
+        placed = _place(problem, task, indices)
+        return gather_matmul(weights, placed, counts, part.stacked("value"))
+    # Few queries of many keys, as in decoding: to stack the values would copy all for a few.
+    own = [*map(task.per_head, (weights, indices, counts)), part.matrices["value"]]
+    pieces = [gather_matmul(*of_head) for of_head in zip(*own, strict=True)]
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)
 
 
 def _place(problem: Problem, task: Task, indices: Array) -> Array:
