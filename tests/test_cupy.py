@@ -64,6 +64,14 @@ ATTENTION: dict[str, dict[str, Any]] = {
     "masked": {"mask": normal(QUERIES, KEYS) > 0},
     "window": {"window": (40, 5), "query_offset": 100},
 }
+OPTIONS: dict[str, Any] = {
+    "bias": normal(QUERIES, KEYS),
+    "softcap": 5.0,
+    "dropout": (0.3, 1),
+    "query_lengths": QUERIES - 2,
+    "key_lengths": KEYS - 2,
+    "query_offset": KEYS - QUERIES,
+}
 FFN: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "by activation": {"activation": "gelu", "select": "activation"},
@@ -82,7 +90,7 @@ def attention(options: dict[str, Any], **more: Any) -> tuple[Callable[[], Any], 
     query, key, value = normal(QUERIES, 16), normal(KEYS, 16), normal(KEYS, 12)
 
     def fwd() -> Any:
-        return topk_np.topk_attention_fwd(query, key, value, k=7, **{**options, **more})
+        return topk_np.topk_attention_fwd(query, key, value, **{"k": 7, **options, **more})
 
     out, residuals = fwd()
     return fwd, lambda: topk_np.topk_attention_bwd(residuals, out)
@@ -114,6 +122,11 @@ CASES = [
     *(pytest.param(attention, ATTENTION[name], id=name) for name in ATTENTION),
     *(pytest.param(ffn, FFN[name], id=name) for name in FFN),
     pytest.param(dense_attention, ATTENTION["causal"], id="dense"),
+    *(
+        pytest.param(call, OPTIONS, id=f"{call.__name__} options")
+        for call in (attention, dense_attention)
+    ),
+    pytest.param(attention, {"k": None, "p": 0.5, "max_k": 9}, id="top-p"),
 ]
 # The most kernels that a chunk may take, forward and backward.
 MOST = {
