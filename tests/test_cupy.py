@@ -170,6 +170,11 @@ def test_nothing_is_copied_to_the_host(call: Any, options: dict[str, Any]) -> No
             bool(normal(1)[0] > 0)  # this is how a copy would show
 
 
+def test_top_k_copies_nothing_to_the_host() -> None:
+    with find_device("cupy").stay():
+        topk_np.top_k(normal(4, 30), 3)
+
+
 LENGTH = 256  # of queries and keys: a number for each pair is 256 KiB
 
 
