@@ -11,7 +11,13 @@ from typing import NoReturn
 
 from topk_np import __version__
 
-EXTRAS = {"gguf": "demo", "matplotlib": "demo", "tokenizers": "demo", "tqdm": "demo"}
+EXTRAS = {
+    "gguf": "demo",
+    "hypothesis": "testing",
+    "matplotlib": "demo",
+    "tokenizers": "demo",
+    "tqdm": "demo",
+}
 
 
 class CommandError(Exception):
@@ -28,8 +34,8 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
     """
     Run a command and return the exit code.
 
-    0, 1 if the self-test finds a fault or nobody reads what is printed, 2 for an error of use,
-    130 when interrupted.
+    0, 1 if the self-test or a check finds a fault or nobody reads what is printed, 2 for an error
+    of use, 130 when interrupted.
 
     Parameters
     ----------
@@ -96,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_bench(commands)
     _add_selftest(commands)
+    _add_check(commands)
     return parser
 
 
@@ -195,6 +202,44 @@ def _add_selftest(commands: argparse._SubParsersAction[_Parser]) -> None:
     selftest.set_defaults(run=_selftest, name="selftest")
 
 
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="put an implementation of attention, of your own or anyone's, to the test",
+        description="Put a function to the test, property by property, and show the smallest "
+        "example for which one does not hold. Exit code 0 when no property failed, 1 when one did, "
+        "2 when it cannot run.",
+    )
+    check.add_argument("target", metavar="MODULE:FUNCTION", help="such as my_module:my_attention")
+    check.add_argument(
+        "--kind",
+        choices=("attention",),
+        default="attention",
+        help="what it computes (attention)",
+    )
+    check.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        metavar="OPTION",
+        help="options to try beside those that the function's signature names",
+    )
+    check.add_argument("--only", nargs="+", metavar="PROPERTY", help="some of the properties")
+    for name, choices, text in (
+        ("--library", ("numpy", "cupy", "jax", "torch"), "whose arrays it takes (numpy)"),
+        ("--dtype", ("float64", "float32", "float16"), "of the arrays (float64)"),
+    ):
+        check.add_argument(name, choices=choices, default=choices[0], help=text)
+    for name, least, number, text in (
+        ("--max-length", 2, 8, "the most queries and keys of a drawn problem (8)"),
+        ("--leading-axes", 0, None, "axes before those of rows and columns (none to two)"),
+        ("--examples", 1, 50, "problems drawn for each property (50)"),
+        ("--seed", 0, 0, "what they are drawn from (0)"),
+    ):
+        check.add_argument(name, type=_at_least(least), default=number, metavar="N", help=text)
+    check.set_defaults(run=_check, name="check")
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
@@ -283,5 +328,20 @@ def _selftest(options: argparse.Namespace) -> int:
             out=options.out,
         )
     except selftest.DeviceError as error:
+        raise CommandError(str(error)) from error
+    return 0 if passed else 1
+
+
+def _check(options: argparse.Namespace) -> int:
+    from topk_np.testing import CannotCheck
+    from topk_np.testing.command import run
+
+    how = {
+        name: getattr(options, name)
+        for name in ("only", "library", "dtype", "max_length", "leading_axes", "examples", "seed")
+    }
+    try:
+        passed = run(options.target, kind=options.kind, options=options.options, **how)
+    except CannotCheck as error:
         raise CommandError(str(error)) from error
     return 0 if passed else 1
