@@ -120,6 +120,11 @@ def plan(
         If shapes do not fit or `memory_budget` is less than one query needs; the error says how
         much that is.
 
+    Notes
+    -----
+    What further options hold is not counted: with `p` let `k` be `max_k`, with `always_keep` add
+    its keys to `k`. Dropout, a `T5Bias`, a bias function and `p` make the call's chunks smaller.
+
     Examples
     --------
     >>> from topk_np import plan
