@@ -18,7 +18,8 @@ from tests.test_rowsparse import dense_form
 from topk_np.activations import ACTIVATIONS
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.positions import Head
-from topk_np.problem import Problem, Task
+from topk_np.problem import Problem
+from topk_np.tasks import Task
 from topk_np.terms import RowsTerm, SparseTerm
 from topk_np.workers import Crew
 

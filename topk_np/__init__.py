@@ -8,7 +8,6 @@ from topk_np.attention import (
     topk_attention_bwd,
     topk_attention_fwd,
 )
-from topk_np.bias import ALiBi, T5Bias
 from topk_np.decoding import KVCache
 from topk_np.dense.attention import dense_attention, dense_attention_bwd, dense_attention_fwd
 from topk_np.dense.ffn import dense_ffn, dense_ffn_bwd, dense_ffn_fwd
@@ -22,6 +21,7 @@ from topk_np.layers.multihead import (
 from topk_np.layers.projections import MultiheadGrads, MultiheadWeights
 from topk_np.layers.rope import Rope, rotary_embedding, rotary_embedding_bwd
 from topk_np.planning import Plan, plan
+from topk_np.relative import ALiBi, T5Bias
 from topk_np.selection import TopK, top_k
 
 __version__ = "0.1.0"

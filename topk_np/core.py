@@ -24,9 +24,10 @@ from topk_np.activations import logsumexp
 from topk_np.chunking import Chunks
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.keeping import keep, slot_counts
-from topk_np.problem import Part, Problem, Task
+from topk_np.problem import Problem
 from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
 from topk_np.rules import Rule
+from topk_np.tasks import Part, Task
 from topk_np.terms import RowsTerm, SparseTerm
 
 

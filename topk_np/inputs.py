@@ -21,12 +21,13 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.activations import ACTIVATIONS
-from topk_np.bias import ALiBi, T5Bias, make_bias
+from topk_np.bias import make_bias
 from topk_np.dropout import make_dropout
 from topk_np.masking import Mask, check_window, make_mask
 from topk_np.options import AttentionOptions
 from topk_np.positions import Positions, make_positions
 from topk_np.problem import Problem
+from topk_np.relative import ALiBi, T5Bias
 from topk_np.rules import AlwaysKept, check_always_keep
 
 SELECTS = ("activation", "score")

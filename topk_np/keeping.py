@@ -9,10 +9,11 @@ from array_api_compat import device
 from topk_np._namespace import Array, Namespace, cast, cumulative_sum, is_cupy, is_numpy
 from topk_np.chunking import slices
 from topk_np.kernels import engine
-from topk_np.problem import Part, Problem, Task, each_head
+from topk_np.problem import Problem
 from topk_np.rowsparse import sampled_matmul
 from topk_np.rules import AlwaysKept, Rule
 from topk_np.selection import KBest, falling, take_slots
+from topk_np.tasks import Part, Task, each_head
 from topk_np.workers import Scratch
 
 

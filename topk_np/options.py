@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TypedDict, TypeVar
 
 from topk_np._namespace import Array
-from topk_np.bias import ALiBi, T5Bias
 from topk_np.masking import PairFunction
+from topk_np.relative import ALiBi, T5Bias
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

@@ -1,17 +1,16 @@
 """
 What both attention and the feed-forward layer compute: ``activation(scale query keyᵀ) value``.
 
-A `Problem` is that function with its inputs checked. Everything works on one chunk of queries of
-one head at a time, as plain matrices: query rows (C, D), key (N, D), value (N, V).
+A `Problem` is that function with its inputs and options checked. What makes scores of them works on
+one task at a time.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from array_api_compat import device
@@ -20,7 +19,6 @@ from topk_np._namespace import (
     Array,
     Filled,
     Namespace,
-    array_namespace,
     cast,
     check_flag,
     compute_dtype,
@@ -28,48 +26,21 @@ from topk_np._namespace import (
     is_numpy,
 )
 from topk_np.activations import Activation
-from topk_np.bias import ArrayBias, Bias, FunctionBias, TableBias
+from topk_np.bias import ArrayBias, Bias, FunctionBias
 from topk_np.chunking import WORTH_THREADS, Sizes, slices
 from topk_np.dropout import Dropout
 from topk_np.kernels import engine
 from topk_np.masking import Mask
 from topk_np.positions import Head, Positions, column, of_head
+from topk_np.relative import TableBias
 from topk_np.rules import AlwaysKept, Rule
+from topk_np.tasks import Part, Task, each_head
 from topk_np.workers import Crew, Scratch
 
 INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")
 
 
 LEAST_LATE_SCALE = 1e-30  # times -inf it is -inf in every dtype, not NaN
-
-
-class Task(NamedTuple):
-    """Some queries, the same of each of G heads: one head, or several that are short."""
-
-    heads: tuple[Head, ...]
-    rows: slice
-
-    def per_head(self, stacked: Array) -> list[Array]:
-        """The parts of an array whose rows are those of all heads, one head after the other."""
-        size = stacked.shape[0] // len(self.heads)
-        return [stacked[i * size : (i + 1) * size, ...] for i in range(len(self.heads))]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The matrices that a task needs: queries stacked, the others head by head as given."""
-
-    query: Array
-    """(G C, D), in the computing dtype."""
-    matrices: dict[str, list[Array]]
-    """By name, one of each head."""
-
-    def stacked(self, name: str) -> Array:
-        """(G N, ...): the matrices called `name` one below the other; not copied if it is one."""
-        matrices = self.matrices[name]
-        if len(matrices) == 1:
-            return matrices[0]
-        return array_namespace(self.query).concat(matrices, axis=0)
 
 
 @dataclass(frozen=True)
@@ -300,12 +271,3 @@ def _fits_blas(*matrices: Array | None) -> bool:
         for matrix in matrices
         if isinstance(matrix, np.ndarray) and matrix.size
     )
-
-
-def each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:
-    """What ``make(i, rows)`` makes of the rows of each head of `stacked`, in place or not."""
-    rows = task.per_head(stacked)
-    made = [make(i, own) for i, own in enumerate(rows)]
-    if all(new is own for new, own in zip(made, rows, strict=True)):
-        return stacked
-    return made[0] if len(made) == 1 else array_namespace(stacked).concat(made, axis=0)

@@ -10,8 +10,8 @@ from topk_np.activations import softmax
 from topk_np.diagnostics.chunks import each_chunk, set_aside
 from topk_np.inputs import attention_problem
 from topk_np.options import AttentionOptions, spell_out
-from topk_np.problem import Task
 from topk_np.selection import select
+from topk_np.tasks import Task
 
 
 @spell_out
