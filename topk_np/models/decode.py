@@ -61,8 +61,10 @@ def generate(
     Notes
     -----
     The prompt is read in one pass, then every token costs a pass over one position: time O(N) in
-    the N positions so far for attention, and all weights are read once. Keys and values are
-    appended to caches and read in place.
+    the N positions so far for attention, and all weights are read once, which bounds the speed.
+    Keys and values are appended to caches and read in place. Products of single rows run on BLAS's
+    own threads; on a machine that is busy otherwise one of them (``OPENBLAS_NUM_THREADS=1``) is
+    several times faster than two that wait for each other.
     """
     xp = check_tokens(params, tokens)
     length, context = tokens.shape[-1], params.config.context
