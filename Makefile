@@ -71,6 +71,13 @@ $(CUPY_CPU_WHEEL):
 notebooks: $(call installed,notebooks) ## Run the notebooks, which teach the method from scratch
 	$(BIN)/python notebooks/run.py $(ARGS)
 
+# A page of the reference that nothing asks for any longer would be a warning.
+.PHONY: docs
+docs: $(call installed,docs) ## Build the documentation, in docs/_build/html; a warning is an error
+	rm -rf docs/generated
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo 'Built docs/_build/html/index.html'
+
 # PyTorch and JAX are large, so they get an environment of their own. A test of theirs is skipped
 # where they are missing; here that is an error. JAX compiles every operation anew for every shape,
 # so its arrays go through the promises alone, and little is optimised.
@@ -108,6 +115,7 @@ check-cuda: $(call installed,nvrtc) ## Compile the CUDA kernels with NVIDIA's co
 .PHONY: clean
 clean: ## Remove the environments and everything that was made from the sources
 	rm -rf .venv .venv-cupy-cpu .venv-peers build dist htmlcov .coverage .coverage.*
+	rm -rf docs/_build docs/generated
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,14 +1,39 @@
-"""Pages of the documentation that are made from the code are as the code makes them."""
+"""The documentation has every public name, and what is made from the code is as it makes it."""
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
+import pytest
+
+import topk_np
+from topk_np import diagnostics, testing
+
 DOCS = Path(__file__).parents[1] / "docs"
+NOTEBOOKS = DOCS.parent / "notebooks"
 
 
 def test_the_table_of_options_is_that_of_the_code() -> None:
     made = runpy.run_path(str(DOCS / "tables" / "options.py"))
     page = (DOCS / "options.md").read_text(encoding="utf-8")
     assert page == made["page"](), "make it again: python docs/tables/options.py"
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^   (topk_np\.[\w.]+)$", page, re.MULTILINE)
+    public = {f"topk_np.{name}" for name in topk_np.__all__}
+    for module in (diagnostics, testing):
+        public |= {f"{module.__name__}.{name}" for name in module.__all__}
+    assert sorted(listed) == sorted(public)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.md")), ids=lambda path: path.stem)
+def test_every_notebook_says_what_it_is_for_and_ends_with_exercises(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    parts = ("What you will do.", "What you will learn.", "What you need.", 'BACKEND = "numpy"')
+    places = [text.index(part) for part in (*parts, "## Exercises", "### Solutions")]
+    assert places == sorted(places)
+    assert path.stem in (DOCS / "index.md").read_text(encoding="utf-8")
