@@ -117,7 +117,7 @@ def test_select_takes_the_k_best_at_the_edges_of_warps_and_blocks(
     for k in sorted({1, min(32, columns), max(1, columns - 1), columns}):
         room = np.empty((2, k), np.uint32), np.empty((2, k), np.int32), np.empty(2, np.int32)
         given = (scores.view(np.uint32), 0, 2, columns, k, *room)
-        found = program.launch("select<float>", *given, threads=1024)
+        found = program.launch("select<float>", *given, threads=512)
         expected = np.lexsort((np.arange(columns) + 0 * scores, -scores))[:, :k]
         np.testing.assert_array_equal(found[-2], np.sort(expected, axis=1))
 

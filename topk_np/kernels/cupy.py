@@ -18,7 +18,8 @@ from topk_np.kernels import Selection, cuda
 
 BLOCK = 256  # threads of a block where each thread or warp has an element of its own
 WAVES = 4  # blocks that a multiprocessor gets, times what it holds at once, at most
-ELEMENTS_PER_THREAD = 4  # of a row, where a block has a row
+ROW_BLOCK = 512  # most threads of a block where each has a row: MOST_WARPS of them
+ELEMENTS_PER_THREAD = 4  # of such a row, while that is fewer threads
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -263,7 +264,8 @@ def _launch_rows(kernel: str, rows: int, columns: int, *arguments: Any) -> None:
     if rows and columns:
         device = _device()
         warps = -(-columns // (device.warp * ELEMENTS_PER_THREAD))
-        _start(device, kernel, rows, min(warps * device.warp, device.block), arguments)
+        block = min(warps * device.warp, ROW_BLOCK, device.block)
+        _start(device, kernel, rows, block, arguments)
 
 
 def _start(

@@ -6,7 +6,7 @@
 using i64 = long long;
 
 constexpr int WARP = 32;
-constexpr int MOST_WARPS = 32;  // of a block
+constexpr int MOST_WARPS = 16;  // of a block that has a row
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // Numbers of half precision are stored, never computed with.

@@ -22,8 +22,8 @@ __device__ T combined(T own) {
 
 // weights = exp(scores) / the row's sum of it; a row of nothing but -inf is all 0, one with a NaN all NaN.
 template <typename T>
-__global__ void __launch_bounds__(MOST_WARPS* WARP, 1) softmax(const T* __restrict__ scores, i64 rows, i64 columns,
-                        T* __restrict__ weights) {
+__global__ void __launch_bounds__(MOST_WARPS* WARP, 1)
+    softmax(const T* __restrict__ scores, i64 rows, i64 columns, T* __restrict__ weights) {
   const T lowest = (T)__uint_as_float(0xff800000u);  // -inf
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* own = scores + row * columns;
@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(MOST_WARPS* WARP, 1) softmax(const T* __restri
 
 // dscores = weights * (dweights - the row's sum of weights * dweights).
 template <typename T>
-__global__ void __launch_bounds__(MOST_WARPS* WARP, 1) softmax_vjp(const T* __restrict__ weights, const T* __restrict__ dweights,
-                            i64 rows, i64 columns, T* __restrict__ dscores) {
+__global__ void __launch_bounds__(MOST_WARPS* WARP, 1)
+    softmax_vjp(const T* __restrict__ weights, const T* __restrict__ dweights, i64 rows,
+                i64 columns, T* __restrict__ dscores) {
   for (i64 row = blockIdx.x; row < rows; row += gridDim.x) {
     const T* own = weights + row * columns;
     const T* given = dweights + row * columns;
