@@ -10,6 +10,7 @@ from topk_np.testing.libraries import CannotCheck, Library
 from topk_np.testing.problems import AttentionProblem
 from topk_np.testing.report import Report, Result
 from topk_np.testing.strategies import attention_problems
+from topk_np.testing.topk import check_topk
 from topk_np.testing.vjp import check_vjp
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "assert_close",
     "attention_problems",
     "check_attention",
+    "check_topk",
     "check_vjp",
 ]

@@ -15,9 +15,8 @@ from topk_np.testing.libraries import CannotCheck, Library, find_library
 from topk_np.testing.problems import AttentionProblem
 from topk_np.testing.report import Report, put_to_the_test
 from topk_np.testing.strategies import OPTIONS
-from topk_np.testing.subject import Implementation, check_names, named_options
+from topk_np.testing.subject import DTYPES, Implementation, check_names, named_options
 
-DTYPES = ("float16", "float32", "float64")
 KNOWN = (*OPTIONS, "return_lse")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from topk_np.testing.attention import check_attention
 from topk_np.testing.libraries import CannotCheck
+from topk_np.testing.report import Report
+from topk_np.testing.topk import check_topk
 
-CHECKS = {"attention": check_attention}
+CHECKS: dict[str, Callable[..., Report]] = {"attention": check_attention, "topk": check_topk}
 
 
 def run(target: str, *, kind: str, options: Sequence[str], **how: Any) -> bool:
@@ -41,7 +43,9 @@ def run(target: str, *, kind: str, options: Sequence[str], **how: Any) -> bool:
         If there is no such function, or it cannot be checked.
     """
     function, pair = _find(target)
-    if kind != "topk":
+    if kind == "topk":
+        del how["leading_axes"]
+    else:
         how.update(pair)
     try:
         report = CHECKS[kind](function, options=options, **how)

@@ -18,6 +18,8 @@ from topk_np.testing.report import Raised
 
 Implementation = Callable[..., Any]
 
+DTYPES = ("float16", "float32", "float64")
+
 
 def check_names(argument: str, names: Collection[str], known: Collection[str]) -> None:
     """Check that all of some names are known."""
