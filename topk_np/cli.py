@@ -213,7 +213,7 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.add_argument("target", metavar="MODULE:FUNCTION", help="such as my_module:my_attention")
     check.add_argument(
         "--kind",
-        choices=("attention", "topk"),
+        choices=("attention", "ffn", "topk"),
         default="attention",
         help="what it computes (attention)",
     )

@@ -6,6 +6,7 @@ It needs Hypothesis: ``pip install 'topk_np[testing]'``. `docs/verify.md` shows 
 
 from topk_np.testing.attention import check_attention
 from topk_np.testing.close import assert_close
+from topk_np.testing.ffn import check_ffn
 from topk_np.testing.libraries import CannotCheck, Library
 from topk_np.testing.problems import AttentionProblem
 from topk_np.testing.report import Report, Result
@@ -22,6 +23,7 @@ __all__ = [
     "assert_close",
     "attention_problems",
     "check_attention",
+    "check_ffn",
     "check_topk",
     "check_vjp",
 ]

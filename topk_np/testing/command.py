@@ -9,11 +9,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from topk_np.testing.attention import check_attention
+from topk_np.testing.ffn import check_ffn
 from topk_np.testing.libraries import CannotCheck
 from topk_np.testing.report import Report
 from topk_np.testing.topk import check_topk
 
-CHECKS: dict[str, Callable[..., Report]] = {"attention": check_attention, "topk": check_topk}
+CHECKS: dict[str, Callable[..., Report]] = {
+    "attention": check_attention,
+    "ffn": check_ffn,
+    "topk": check_topk,
+}
 
 
 def run(target: str, *, kind: str, options: Sequence[str], **how: Any) -> bool:
@@ -43,9 +48,9 @@ def run(target: str, *, kind: str, options: Sequence[str], **how: Any) -> bool:
         If there is no such function, or it cannot be checked.
     """
     function, pair = _find(target)
-    if kind == "topk":
+    if kind != "attention":
         del how["leading_axes"]
-    else:
+    if kind != "topk":
         how.update(pair)
     try:
         report = CHECKS[kind](function, options=options, **how)
