@@ -44,6 +44,8 @@ def solve(problem: AttentionProblem, dropped: np.ndarray | None = None) -> Solut
     """
     query, key, value, dout = (a.astype(np.float64) for a in (*problem.arrays, problem.dout))
     allowed = allowed_pairs(problem)
+    seen = np.asarray(allowed.any(axis=-2))[..., None]  # by any query
+    key, value = np.where(seen, key, 0.0), np.where(seen, value, 0.0)
     with np.errstate(all="ignore"):
         linear = problem.scale * (query @ key.mT)
         softcap = problem.options.get("softcap")
@@ -71,9 +73,9 @@ def solve(problem: AttentionProblem, dropped: np.ndarray | None = None) -> Solut
         dlinear = dscores if tanh is None else dscores * (1 - tanh**2)
         dlinear = problem.scale * dlinear
     grads = {
-        "query": _sum_to(dlinear @ key, query.shape),
-        "key": _sum_to(dlinear.mT @ query, key.shape),
-        "value": _sum_to((factors * weights).mT @ dout, value.shape),
+        "query": _sum_to(dlinear @ key, problem.query.shape),
+        "key": _sum_to(dlinear.mT @ query, problem.key.shape),
+        "value": _sum_to((factors * weights).mT @ dout, problem.value.shape),
     }
     if bias is not None:
         grads["bias"] = _sum_to(dscores, bias.shape)

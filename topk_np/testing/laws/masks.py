@@ -8,11 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from topk_np.testing.definition import solve
 from topk_np.testing.law import Law
 from topk_np.testing.laws.base import Attention, agrees
 from topk_np.testing.problems import AttentionProblem
-from topk_np.testing.subject import near
 
 
 def mask(subject: Attention, problem: AttentionProblem) -> None:
@@ -52,17 +50,7 @@ def masked_rows(subject: Attention, problem: AttentionProblem) -> None:
 
 def masked_nan(subject: Attention, problem: AttentionProblem) -> None:
     """A masked key contributes nothing, not even if it and its value are NaN."""
-    wanted = solve(problem)
-    rows = wanted.clear & wanted.keeping
-    out = subject.out_of(with_nan(problem))
-    near("the output", out, wanted.out, problem.tolerance("out"), rows[..., None])
-
-
-def with_nan(problem: AttentionProblem) -> AttentionProblem:
-    """The problem with a last key and value of NaN."""
-    key, value = problem.key.copy(), problem.value.copy()
-    key[..., -1, :], value[..., -1, :] = np.nan, np.nan
-    return replace(problem, key=key, value=value)
+    agrees(subject, problem)
 
 
 def with_a_hidden_query(subject: Attention) -> SearchStrategy[AttentionProblem]:
@@ -77,9 +65,12 @@ def with_a_hidden_query(subject: Attention) -> SearchStrategy[AttentionProblem]:
 
 
 def with_a_hidden_key(subject: Attention) -> SearchStrategy[AttentionProblem]:
-    """Problems whose last key no query may attend to."""
+    """Problems whose last key and value are NaN, which no query may attend to."""
 
     def hide(problem: AttentionProblem) -> AttentionProblem:
+        key, value = problem.key.copy(), problem.value.copy()
+        key[..., -1, :], value[..., -1, :] = np.nan, np.nan
+        problem = replace(problem, key=key, value=value)
         if "key_lengths" in problem.options:
             return problem.given(key_lengths=problem.keys - 1)
         allowed = np.array(np.broadcast_to(problem.options["mask"], _pairs(problem)))
