@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from topk_np._namespace import check_integer
@@ -128,6 +129,13 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     budget = DEFAULT_MEMORY_BUDGET
     if memory_budget is not None:
         budget = check_integer("memory_budget", memory_budget, least=1)
+    if chunk_size is not None:
+        chunk_size = check_integer("chunk_size", chunk_size, least=1)
+    return _cut(sizes, chunk_size, budget)
+
+
+@lru_cache  # short calls are made again and again
+def _cut(sizes: Sizes, chunk_size: int | None, budget: int) -> Chunks:
     share = budget // sizes.tasks
     keys = max(sizes.keys, 1)
     least_keys = keys if sizes.whole_rows else min(keys, max(LEAST_BLOCK, 4 * sizes.slots))
@@ -143,10 +151,7 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     if sizes.on_device:
         most = most_backward = MOST_DEVICE_QUERIES
         fewest, scores = FEWEST_DEVICE_QUERIES, DEVICE_SCORES
-    if chunk_size is None:
-        rows = min(most, max(FEWEST_QUERIES, even))
-    else:
-        rows = check_integer("chunk_size", chunk_size, least=1)
+    rows = min(most, max(FEWEST_QUERIES, even)) if chunk_size is None else chunk_size
     rows = max(1, min(rows, sizes.queries))
     block = keys if sizes.whole_rows else min(keys, max(scores // rows, LONG * sizes.slots))
     while sizes.forward_bytes(rows, block) > share:

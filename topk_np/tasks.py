@@ -46,8 +46,10 @@ class Part:
 
 def each_head(task: Task, stacked: Array, make: Callable[[int, Array], Array]) -> Array:
     """What ``make(i, rows)`` makes of the rows of each head of `stacked`, in place or not."""
+    if len(task.heads) == 1:
+        return make(0, stacked)
     rows = task.per_head(stacked)
     made = [make(i, own) for i, own in enumerate(rows)]
     if all(new is own for new, own in zip(made, rows, strict=True)):
         return stacked
-    return made[0] if len(made) == 1 else array_namespace(stacked).concat(made, axis=0)
+    return array_namespace(stacked).concat(made, axis=0)

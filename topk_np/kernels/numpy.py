@@ -16,7 +16,6 @@ import numpy as np
 from topk_np._namespace import Array
 from topk_np.kernels import GATHERED_BYTES, Selection
 from topk_np.kernels.portable import masked_matmul as masked_matmul
-from topk_np.kernels.portable import softmax as softmax
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 from topk_np.kernels.portable import threefry as threefry
 
@@ -109,7 +108,8 @@ def _below_kth(scores: Array, k: int) -> Array:
     # setting of the thread, which others may have made (XLA makes it where it calls back).
     below[(below == 0) & (largest == 0)] = -np.finfo(scores.dtype).tiny
     # Just below NaN is +inf: what is not less than or equal to +inf is NaN.
-    return np.where(np.isnan(largest), np.inf, below).astype(scores.dtype)
+    below[np.isnan(below)] = np.inf
+    return below
 
 
 _NO_HIT = np.uint64(0x0101010101010101)  # eight times True
@@ -171,14 +171,17 @@ def _trim(found: _Found, k: int) -> _Found:
 
 def _drop_ties(found: _Found, k: int) -> _Found:
     """What was found without what rows have beyond k: the last of those equal to the least."""
+    tied = np.flatnonzero(found.counts > k)
+    if tied.size == 0:
+        return found
     ends = np.cumsum(found.counts)
     kept = np.ones(found.values.size, bool)
-    for row in np.flatnonzero(found.counts > k):
+    for row in tied:
         start, end = ends[row] - found.counts[row], ends[row]
         values = found.values[start:end]
         equal = np.isnan(values) if np.isnan(values).all() else values == np.nanmin(values)
         kept[start + np.flatnonzero(equal)[k - found.counts[row] :]] = False
-    return found if kept.all() else _only(found, kept)
+    return _only(found, kept)
 
 
 def _only(found: _Found, kept: Array) -> _Found:
@@ -224,6 +227,20 @@ def _empty(rows: int, k: int, dtype: Any) -> Selection:
         np.full((rows, k), -1, np.int32),
         np.zeros(rows, np.int32),
     )
+
+
+def softmax(scores: Array) -> Array:
+    """Row-wise softmax; a row without allowed scores is all 0."""
+    if scores.shape[1] == 0:
+        return scores
+    largest = scores.max(axis=1, keepdims=True)
+    largest[largest == -np.inf] = 0
+    weights = scores - largest
+    np.exp(weights, out=weights)
+    total = weights.sum(axis=1, keepdims=True)
+    total[total == 0] = 1
+    weights /= total
+    return weights
 
 
 def take_slots(matrix: Array, indices: Array) -> Array:
