@@ -64,7 +64,7 @@ test-cupy-cpu: .venv-cupy-cpu/.installed ## Run the tests on CuPy without a GPU,
 	@touch $@
 
 $(CUPY_CPU_WHEEL):
-	@echo 'Building the CPU build of CuPy, once: about five minutes'
+	@echo 'Building the CPU build of CuPy, once: five to ten minutes'
 	@PYTHON=$(CUPY_CPU_PYTHON) bash tests/cupy_cpu/build.sh $(@D)
 
 .PHONY: notebooks

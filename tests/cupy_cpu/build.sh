@@ -2,7 +2,7 @@
 # Build CuPy's CPU wheel from its source distribution, check it, and put it into a folder:
 #   bash build.sh FOLDER
 # Needs Python 3.11 with venv (or PYTHON=...), g++ 12 or newer, binutils and a package index.
-# One job, about five minutes.
+# One job, five to ten minutes.
 set -euo pipefail
 
 version=14.2.0
