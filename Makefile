@@ -86,9 +86,9 @@ PEER_OPTIONS = -n auto --maxprocesses=8 --dist worksteal --hypothesis-profile=$(
 .PHONY: peers
 peers: .venv-peers/.installed ## Run the tests on arrays of PyTorch and JAX
 	$(PEERS)/python -c 'import jax, torch'
-	TOPK_NP_BACKENDS=torch $(PEERS)/python -m pytest $(PEER_OPTIONS) tests/interop tests/layers \
+	TOPK_NP_BACKENDS=torch $(PEERS)/python -m pytest $(PEER_OPTIONS) tests/interop tests/layers tests/diagnostics \
 	  tests/kernels/test_engines.py tests/kernels/test_products.py \
-	  $(addprefix tests/test_,$(addsuffix .py,attention bias decoding dense diagnostics dropout \
+	  $(addprefix tests/test_,$(addsuffix .py,attention bias decoding dense dropout \
 	  ffn gradients masking options promises selection))
 	TOPK_NP_BACKENDS=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
 	  $(PEERS)/python -m pytest $(PEER_OPTIONS) tests/test_promises.py
