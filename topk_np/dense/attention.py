@@ -88,8 +88,9 @@ def dense_attention(
 
     Notes
     -----
-    Time is O(Q N (D + V)). Memory beyond the inputs is O(chunk_size N) a worker. A masked key
-    contributes nothing even if it is NaN. Query chunking: Gupta et al. 2021, section 2.1.
+    Time is O(Q N (D + V)). Memory beyond the inputs is O(chunk_size N) a worker; half precision
+    keys and values are cast whole for each worker, which `memory_budget` does not count. A masked
+    key contributes nothing even if it is NaN. Query chunking: Gupta et al. 2021, section 2.1.
 
     Examples
     --------
