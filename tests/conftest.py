@@ -83,6 +83,4 @@ def tiny_plans() -> Iterator[None]:
         for module, constants in TINY_PLANS.items():
             for name, value in constants.items():
                 patch.setattr(module, name, value)
-        topk_np.chunking._cut.cache_clear()
         yield
-    topk_np.chunking._cut.cache_clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from topk_np._namespace import check_integer
@@ -131,11 +130,6 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
         budget = check_integer("memory_budget", memory_budget, least=1)
     if chunk_size is not None:
         chunk_size = check_integer("chunk_size", chunk_size, least=1)
-    return _cut(sizes, chunk_size, budget)
-
-
-@lru_cache  # short calls are made again and again
-def _cut(sizes: Sizes, chunk_size: int | None, budget: int) -> Chunks:
     share = budget // sizes.tasks
     keys = max(sizes.keys, 1)
     least_keys = keys if sizes.whole_rows else min(keys, max(LEAST_BLOCK, 4 * sizes.slots))
