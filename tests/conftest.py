@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 import topk_np.chunking
 import topk_np.gradients
 import topk_np.kernels.numpy
+import topk_np.kernels.numpy_select
 import topk_np.problem
 from tests.backends import Backend, selected_backends
 
@@ -31,12 +32,8 @@ TINY_PLANS = {
         "WORTH_THREADS": 0,
     },
     topk_np.gradients: {"LEAST_RANGE": 2},
-    topk_np.kernels.numpy: {
-        "GROUPS_PER_SLOT": 2,
-        "LEAST_GROUP": 2,
-        "DENSE_HITS": 3,
-        "GATHERED_BYTES": 64,
-    },
+    topk_np.kernels.numpy: {"GATHERED_BYTES": 64},
+    topk_np.kernels.numpy_select: {"GROUPS_PER_SLOT": 2, "LEAST_GROUP": 2, "DENSE_HITS": 3},
     topk_np.problem: {"WORTH_THREADS": 0},
 }
 

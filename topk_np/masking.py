@@ -75,17 +75,19 @@ class Mask:
             scores = hide(scores, xp.broadcast_to(allowed, scores.shape))
         elif self.pairs is not None:
             scores = hide(scores, of_chunk(self.pairs, head, rows, keys))
-        # The first query's outermost key, as near to these keys as changes nothing: positions may
-        # be too large for an array.
-        key = row(xp, keys.start, keys.stop - keys.start, scores)
-        if self.right is not None and first + self.right < keys.stop - 1:
-            last = max(first + self.right, keys.start - count)
-            scores = hide(scores, key <= column(xp, last, count, scores))
-        if self.left is not None and first + count - 1 - self.left > keys.start:
-            least = min(first - self.left, keys.stop)
-            scores = hide(scores, key >= column(xp, least, count, scores))
+        # The first query's outermost columns, as near to these keys as changes nothing: positions
+        # may be too large for a kernel.
+        columns = keys.stop - keys.start
+        least, last = -count, columns
+        if self.left is not None:
+            least = max(-count, min(first - self.left - keys.start, columns))
+        if self.right is not None:
+            last = max(-count, min(first + self.right - keys.start, columns))
+        if least + count > 1 or last < columns - 1:
+            scores = engine(xp).hide_outside(scores, least, last)
         if self.key_lengths is not None and of_lead(self.key_lengths, head) < keys.stop:
-            scores = hide(scores, key < of_lead(self.key_lengths, head))
+            length = of_lead(self.key_lengths, head)
+            scores = hide(scores, row(xp, keys.start, columns, scores) < length)
         if self.query_lengths is not None and of_lead(self.query_lengths, head) < rows.stop:
             length = of_lead(self.query_lengths, head)
             scores = hide(scores, column(xp, rows.start, count, scores) < length)

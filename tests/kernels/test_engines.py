@@ -25,6 +25,7 @@ from topk_np.kernels import Selection, engine
 PRIMITIVES = (
     "matmul",
     "hide",
+    "hide_outside",
     "tanh",
     "select",
     "select_above",

@@ -90,6 +90,25 @@ def test_hide_sets_what_is_not_allowed_to_minus_inf(
 
 
 @each_engine
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 6),
+    first=st.integers(-6, 7),
+    last=st.integers(-6, 7),
+)
+def test_hide_outside_leaves_a_band_along_the_diagonal(
+    engine: Engine, rows: int, columns: int, first: int, last: int
+) -> None:
+    scores = np.random.default_rng(0).standard_normal((rows, columns))
+    expected = scores.copy()
+    for i, j in np.ndindex(scores.shape):
+        if not first + i <= j <= last + i:
+            expected[i, j] = -np.inf
+    hidden = engine.module.hide_outside(own(engine, scores), first, last)
+    np.testing.assert_array_equal(engine.backend.to_numpy(hidden), expected)
+
+
+@each_engine
 @given(sparse=sparse_CK_of_N(), seed=seeds)
 def test_take_slots_reads_the_used_slots_and_is_zero_in_the_others(
     engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int

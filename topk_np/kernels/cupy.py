@@ -32,6 +32,11 @@ def hide(scores: Array, allowed: Array) -> Array:
     return _hide()(allowed, -cupy.inf, scores)
 
 
+def hide_outside(scores: Array, first: int, last: int) -> Array:
+    """`scores` (C, n), -inf in place where row i is not in ``first + i <= column <= last + i``."""
+    return _hide_outside()(scores.shape[1], first, last, -cupy.inf, scores)
+
+
 def tanh(scores: Array) -> Array:
     """The hyperbolic tangent of `scores`, in place."""
     return cupy.tanh(scores, out=scores)
@@ -189,6 +194,19 @@ def _strides(matrix: Array) -> tuple[int, int]:
 def _hide() -> Any:
     return cupy.ElementwiseKernel(
         "bool allowed, T hidden", "T score", "if (!allowed) score = hidden", "topk_np_hide"
+    )
+
+
+@cache
+def _hide_outside() -> Any:
+    return cupy.ElementwiseKernel(
+        "int64 columns, int64 first, int64 last, T hidden",
+        "T score",
+        """
+        long long diagonal = i % columns - i / columns;
+        if (diagonal < first || diagonal > last) score = hidden;
+        """,
+        "topk_np_hide_outside",
     )
 
 

@@ -1,27 +1,25 @@
 """
 The primitives on NumPy and scipy.sparse. Definitions: `topk_np.kernels.portable`.
 
-Selection never sorts a row of scores. A floor that at least k scores of a row exceed is cheap to
-find, few others exceed it, and what exceeds it is found eight scores at a time. The products are
-scipy's compressed-sparse-row products where the operand lies densely in memory, else gathers.
+The products are scipy's compressed-sparse-row products where the operand lies densely in memory,
+else gathers. Selection is `topk_np.kernels.numpy_select`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np.kernels import GATHERED_BYTES, Selection
+from topk_np.kernels import GATHERED_BYTES
+from topk_np.kernels.numpy_select import select as select
+from topk_np.kernels.numpy_select import select_above as select_above
+from topk_np.kernels.numpy_select import used_slots
 from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 from topk_np.kernels.portable import threefry as threefry
-
-GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
-LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
-DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -37,196 +35,17 @@ def hide(scores: Array, allowed: Array) -> Array:
     return scores
 
 
+def hide_outside(scores: Array, first: int, last: int) -> Array:
+    """`scores` (C, n), -inf in place where row i is not in ``first + i <= column <= last + i``."""
+    for i, row in enumerate(scores):
+        row[: max(first + i, 0)] = -np.inf
+        row[max(last + i + 1, 0) :] = -np.inf
+    return scores
+
+
 def tanh(scores: Array) -> Array:
     """The hyperbolic tangent of `scores`, in place."""
     return np.tanh(scores, out=scores)
-
-
-def select(scores: Array, k: int) -> Selection:
-    """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
-    k = min(k, scores.shape[1])
-    if scores.shape[0] == 0 or k == 0:
-        return _empty(scores.shape[0], k, scores.dtype)
-    groups = GROUPS_PER_SLOT * k
-    size = scores.shape[1] // groups
-    if size < LEAST_GROUP:
-        short = _select_short(scores, k)
-        if short is None:
-            return _select_by_row(scores, k, np.full(scores.shape[0], -np.inf, scores.dtype))
-        return _pad(short, scores.shape[0], k)
-    floor = _group_floor(scores, groups, size, k)
-    found = _find(scores, k, floor)
-    if found is None:
-        return _select_by_row(scores, k, floor)
-    return _pad(_trim(found, k), scores.shape[0], k)
-
-
-def select_above(scores: Array, k: int, floor: Array) -> Selection:
-    """The k largest of each row among what exceeds its `floor` (C,), in few slots."""
-    k = min(k, scores.shape[1])
-    if scores.shape[0] == 0 or k == 0:
-        return _empty(scores.shape[0], k, scores.dtype)
-    found = _find(scores, k, floor)
-    if found is None:  # the floor lies too low for this block
-        return select(np.where(scores <= floor[:, None], -np.inf, scores), k)
-    return _pad(_trim(found, k), scores.shape[0])
-
-
-class _Found(NamedTuple):
-    """Entries of a matrix (C, N), row by row, ascending in each."""
-
-    values: Array
-    """(hits,)"""
-    indices: Array
-    """(hits,) int32 columns."""
-    counts: Array
-    """(C,) how many of each row."""
-
-
-def _select_short(scores: Array, k: int) -> _Found | None:
-    """The k largest of each row, by the row's k-th largest value; None if many equal that."""
-    missed = _missed(scores, _below_kth(scores, k))
-    if missed.size - np.count_nonzero(missed) > scores.shape[0] * _most(k):
-        return None
-    sparse = scores.shape[1] > DENSE_HITS * k
-    flat = _places(missed) if sparse else np.flatnonzero(~missed[: scores.size])
-    return _drop_ties(_take(scores, flat), k)
-
-
-def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
-    """(C,): a value in each row that at least k entries exceed, where so many are above -inf."""
-    # The k-th largest of the maxima of groups is at most the k-th largest of all.
-    return _below_kth(scores[:, : groups * size].reshape(-1, size, groups).max(axis=1), k)
-
-
-def _below_kth(scores: Array, k: int) -> Array:
-    """(C,): the value just below the k-th largest of each row."""
-    kth = scores.shape[1] - k
-    largest = np.partition(scores, kth, axis=1)[:, kth]  # sorts NaN above +inf, as we do
-    below = np.nextafter(largest, -np.inf)
-    # What is just below 0 is 0 as well where the processor takes subnormal numbers for 0: it is a
-    # setting of the thread, which others may have made (XLA makes it where it calls back).
-    below[(below == 0) & (largest == 0)] = -np.finfo(scores.dtype).tiny
-    # Just below NaN is +inf: what is not less than or equal to +inf is NaN.
-    below[np.isnan(below)] = np.inf
-    return below
-
-
-_NO_HIT = np.uint64(0x0101010101010101)  # eight times True
-
-
-def _find(scores: Array, k: int, floor: Array) -> _Found | None:
-    """All that exceeds the floor of its row; None if that is many times k, in sum or in a row."""
-    flat = _places(_missed(scores, floor), most=scores.shape[0] * _most(k) // 2)
-    if flat is None:
-        return None
-    found = _take(scores, flat)
-    return None if found.counts.max() > _most(k) else found
-
-
-def _missed(scores: Array, floor: Array) -> Array:
-    """Raveled: whether each score stays at or below its floor; True at the end, to fill a word."""
-    missed = np.empty(-(-scores.size // 8) * 8, bool)
-    missed[scores.size :] = True
-    # A NaN is not less than or equal to anything, so it always counts as above.
-    np.less_equal(scores, floor[:, None], out=missed[: scores.size].reshape(scores.shape))
-    return missed
-
-
-def _places(missed: Array, most: int | None = None) -> Array | None:
-    """Where `missed` is False, found eight at a time; None if in more than `most` places."""
-    words = missed.view(np.uint64)
-    some = np.flatnonzero(words != _NO_HIT)
-    hit = ~words[some].view(bool)
-    if most is not None and np.count_nonzero(hit) > most:
-        return None
-    within = np.flatnonzero(hit)
-    return (some[within >> 3] << 3) + (within & 7)
-
-
-def _most(k: int) -> int:
-    """Entries of a row that are worth looking at together when k of them are wanted."""
-    return 4 * k + 32
-
-
-def _take(scores: Array, flat: Array) -> _Found:
-    """The entries at the ascending places `flat` of the raveled scores."""
-    rows, columns = scores.shape
-    starts = np.arange(rows + 1) * columns
-    counts = np.diff(np.searchsorted(flat, starts))
-    indices = (flat - np.repeat(starts[:-1], counts)).astype(np.int32)
-    return _Found(scores.reshape(-1)[flat], indices, counts)
-
-
-def _trim(found: _Found, k: int) -> _Found:
-    """The k best of each row of what was found."""
-    values, _, counts = found
-    if counts.max() <= k:
-        return found
-    padded = np.full((counts.size, counts.max()), -np.inf, values.dtype)
-    padded[_used(padded, counts)] = values
-    floor = _below_kth(padded, k)
-    return _drop_ties(_only(found, ~(values <= np.repeat(floor, counts))), k)
-
-
-def _drop_ties(found: _Found, k: int) -> _Found:
-    """What was found without what rows have beyond k: the last of those equal to the least."""
-    tied = np.flatnonzero(found.counts > k)
-    if tied.size == 0:
-        return found
-    ends = np.cumsum(found.counts)
-    kept = np.ones(found.values.size, bool)
-    for row in tied:
-        start, end = ends[row] - found.counts[row], ends[row]
-        values = found.values[start:end]
-        equal = np.isnan(values) if np.isnan(values).all() else values == np.nanmin(values)
-        kept[start + np.flatnonzero(equal)[k - found.counts[row] :]] = False
-    return _only(found, kept)
-
-
-def _only(found: _Found, kept: Array) -> _Found:
-    """What was found, as far as `kept` (hits,) is True."""
-    places = np.flatnonzero(kept)
-    counts = np.diff(np.searchsorted(places, np.cumsum(found.counts)), prepend=0)
-    return _Found(found.values[places], found.indices[places], counts)
-
-
-def _pad(found: _Found, rows: int, slots: int | None = None) -> Selection:
-    """What was found with as many slots in each row: those of the fullest row, if not given."""
-    values, indices, counts = found
-    slots = int(counts.max()) if slots is None else slots
-    filled = counts.astype(np.int32)
-    if values.size == rows * slots:
-        shape = (rows, slots)
-        return Selection(values.reshape(shape), indices.reshape(shape), filled)
-    padded = _empty(rows, slots, values.dtype)
-    used = _used(padded.indices, counts)
-    padded.values[used], padded.indices[used] = values, indices
-    return padded._replace(counts=filled)
-
-
-def _select_by_row(scores: Array, k: int, floor: Array) -> Selection:
-    """`select` with little memory, for rows of many equal scores: a row at a time."""
-    result = _empty(scores.shape[0], k, scores.dtype)
-    for i, row in enumerate(scores):
-        kth = np.partition(row, row.size - k)[row.size - k]
-        nan = np.isnan(row)
-        above = np.flatnonzero(nan | (row > kth))[:k]
-        equal = np.flatnonzero(row == kth)[: k - above.size]
-        chosen = np.sort(np.concatenate([above, equal]))
-        chosen = chosen[~(row[chosen] <= floor[i])]
-        result.counts[i] = chosen.size
-        result.values[i, : chosen.size] = row[chosen]
-        result.indices[i, : chosen.size] = chosen
-    return result
-
-
-def _empty(rows: int, k: int, dtype: Any) -> Selection:
-    return Selection(
-        np.full((rows, k), -np.inf, dtype),
-        np.full((rows, k), -1, np.int32),
-        np.zeros(rows, np.int32),
-    )
 
 
 def softmax(scores: Array) -> Array:
@@ -265,7 +84,7 @@ def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) 
         return out
     free = None
     if counts.size and counts.min() < indices.shape[1]:
-        free = ~_used(indices, counts)
+        free = ~used_slots(indices, counts)
         weights = np.where(free, 0, weights)
     for block, gathered in _gather(indices, values, weights.dtype):
         if free is not None:
@@ -280,7 +99,7 @@ def sampled_matmul(rows: Array, values: Array, indices: Array, counts: Array) ->
     for block, gathered in _gather(indices, values, rows.dtype):
         np.matmul(gathered, rows[block, :, None], out=out[block, :, None])
     if counts.size and counts.min() < indices.shape[1]:
-        out[~_used(indices, counts)] = 0
+        out[~used_slots(indices, counts)] = 0
     return out
 
 
@@ -320,7 +139,7 @@ def scatter_matmul(
 
 def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
     """`out` (C, N), to which ``weights[i, j]`` is added at ``[i, indices[i, j]]``."""
-    used = _used(indices, counts)
+    used = used_slots(indices, counts)
     out[np.nonzero(used)[0], indices[used]] += weights[used]  # a row has an index once
     return out
 
@@ -354,7 +173,3 @@ def _sparse() -> Any:
     from scipy.sparse import _sparsetools  # takes a while to import
 
     return _sparsetools
-
-
-def _used(indices: Array, counts: Array) -> Any:
-    return np.arange(indices.shape[1]) < counts[:, None]

@@ -28,6 +28,16 @@ def hide(scores: Array, allowed: Array) -> Array:
     return xp.where(allowed, scores, -xp.inf)
 
 
+def hide_outside(scores: Array, first: int, last: int) -> Array:
+    """(C, n): `scores`, but -inf where row i is not in ``first + i <= column <= last + i``."""
+    xp = array_namespace(scores)
+    where = {"dtype": xp.int64, "device": device(scores)}
+    diagonal = (
+        xp.arange(scores.shape[1], **where)[None, :] - xp.arange(scores.shape[0], **where)[:, None]
+    )
+    return hide(scores, (diagonal >= first) & (diagonal <= last))
+
+
 def tanh(scores: Array) -> Array:
     """The hyperbolic tangent of `scores`; other engines work in place."""
     return array_namespace(scores).tanh(scores)
