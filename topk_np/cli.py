@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from topk_np import __version__
 
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument(
         "--k",
+        dest="ks",
         type=_at_least(1),
         nargs="+",
         default=[16, 32, 64, 128],
@@ -253,6 +254,11 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _read(options: argparse.Namespace) -> dict[str, Any]:
+    """What the parser read, by the names of the command's own arguments."""
+    return {name: value for name, value in vars(options).items() if name not in ("name", "run")}
+
+
 def _fetch(options: argparse.Namespace) -> None:
     from topk_np.models.fetch import FetchError, fetch
 
@@ -267,13 +273,7 @@ def _demo(options: argparse.Namespace) -> None:
     from topk_np.models.fetch import FetchError
 
     try:
-        demo.run(
-            ks=options.k,
-            tokens=options.tokens,
-            text=options.text,
-            weights=options.weights,
-            plot=options.plot,
-        )
+        demo.run(**_read(options))
     except (FetchError, demo.DemoError) as error:
         raise CommandError(str(error)) from error
 
@@ -283,17 +283,7 @@ def _generate(options: argparse.Namespace) -> None:
     from topk_np.models.fetch import FetchError
 
     try:
-        command.run(
-            model=options.model,
-            prompt=options.prompt,
-            attention_k=options.attention_k,
-            ffn_k=options.ffn_k,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            seed=options.seed,
-            chat=options.chat,
-        )
+        command.run(**_read(options))
     except (FetchError, command.GenerateError) as error:
         raise CommandError(str(error)) from error
 
@@ -302,16 +292,7 @@ def _bench(options: argparse.Namespace) -> None:
     from topk_np import bench
 
     try:
-        bench.run(
-            what=options.what,
-            lengths=options.lengths,
-            repeats=options.repeats,
-            peers=options.peers,
-            time_limit=options.time_limit,
-            memory_limit=options.memory_limit,
-            out=options.out,
-            plots=options.plots,
-        )
+        bench.run(**_read(options))
     except bench.BenchError as error:
         raise CommandError(str(error)) from error
 
@@ -320,13 +301,7 @@ def _selftest(options: argparse.Namespace) -> int:
     from topk_np import selftest
 
     try:
-        passed = selftest.run(
-            backend=options.backend,
-            cases=options.cases,
-            seed=options.seed,
-            repeats=options.repeats,
-            out=options.out,
-        )
+        passed = selftest.run(**_read(options))
     except selftest.DeviceError as error:
         raise CommandError(str(error)) from error
     return 0 if passed else 1
@@ -336,12 +311,8 @@ def _check(options: argparse.Namespace) -> int:
     from topk_np.testing import CannotCheck
     from topk_np.testing.command import run
 
-    how = {
-        name: getattr(options, name)
-        for name in ("only", "library", "dtype", "max_length", "leading_axes", "examples", "seed")
-    }
     try:
-        passed = run(options.target, kind=options.kind, options=options.options, **how)
+        passed = run(**_read(options))
     except CannotCheck as error:
         raise CommandError(str(error)) from error
     return 0 if passed else 1

@@ -66,7 +66,7 @@ def keep(
         linear = others[1] if problem.ranks_weights else _linear(problem, part, indices)
         return Keeping(scores, indices, linear)
     if p is not None:
-        held = 0.0 if always is None else mass.weights(xp, always.scores * problem.late_scale)
+        held = None if always is None else mass.weights(xp, always.scores * problem.late_scale)
         scores, indices = _fewest(xp, scores, indices, mass.weights(xp, scores), held, p)
     if always is not None:
         scores = xp.concat([scores, always.scores * problem.late_scale], axis=1)
@@ -96,9 +96,9 @@ def slot_counts(xp: Namespace, indices: Array) -> Array:
 class _SetAside:
     """The keys of a task that are always kept: taken out of the blocks before these are ranked."""
 
-    def __init__(self, problem: Problem, part: Part, task: Task, rule: AlwaysKept) -> None:
-        self._xp, self._task, self._rule = problem.xp, task, rule
-        found = [rule.indices(part.query, head, task.rows) for head in task.heads]
+    def __init__(self, problem: Problem, part: Part, task: Task, kept: AlwaysKept) -> None:
+        self._xp, self._task, self._kept = problem.xp, task, kept
+        found = [kept.indices(part.query, head, task.rows) for head in task.heads]
         self._places = problem.xp.concat(found, axis=0)
         self.scores = problem.xp.full(
             self._places.shape, -problem.xp.inf, dtype=problem.dtype, device=device(part.query)
@@ -119,7 +119,7 @@ class _SetAside:
         self.scores = xp.where(here, take_slots(ranks, inside), self.scores)
 
         def hide(i: int, own: Array) -> Array:
-            always = self._rule.pairs(own, task.heads[i], task.rows, keys)
+            always = self._kept.pairs(own, task.heads[i], task.rows, keys)
             return engine(xp).hide(own, ~always)
 
         return each_head(task, ranks, hide)
@@ -154,7 +154,7 @@ def _finite(xp: Namespace, largest: Array) -> Array:
 
 
 def _fewest(
-    xp: Namespace, scores: Array, indices: Array, weights: Array, held: Array | float, p: float
+    xp: Namespace, scores: Array, indices: Array, weights: Array, held: Array | None, p: float
 ) -> tuple[Array, Array]:
     """The largest of the scores, as few as bring what is `held` already to a mass of p."""
     order = falling(xp, scores)
@@ -162,7 +162,7 @@ def _fewest(
     if is_numpy(xp) or is_cupy(xp):  # others may not have it
         weights = xp.astype(weights, xp.float64)
     before = cumulative_sum(xp, weights) - weights
-    if not isinstance(held, float):
+    if held is not None:
         before = before + xp.sum(held, axis=1, keepdims=True)
     enough = (before >= p) & (before > 0)  # not with NaN, nor of the first where p is tiny
     enough = xp.take_along_axis(enough, xp.argsort(order, axis=1), axis=1)
@@ -173,4 +173,4 @@ def _in_order(xp: Namespace, scores: Array, indices: Array, slots: int) -> tuple
     """The first so many slots in ascending order of their index, unused ones last."""
     last = xp.iinfo(indices.dtype).max
     order = xp.argsort(xp.where(indices < 0, last, indices), axis=1, stable=True)[:, :slots]
-    return tuple(xp.take_along_axis(slots, order, axis=1) for slots in (scores, indices))
+    return tuple(xp.take_along_axis(array, order, axis=1) for array in (scores, indices))

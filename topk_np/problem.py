@@ -125,11 +125,15 @@ class Problem:
 
     def sizes(self, rule: Rule) -> Sizes:
         """What the plan for this problem depends on."""
-        # Beyond the scores: what an option makes for a block of them, and for the kept slots.
-        asked = isinstance(self.bias, FunctionBias)
-        matrices = 4 * self.ranks_weights + max(3 * asked, 2 * (rule.p is not None))
-        moved = 2 * (rule.p is not None or self.always is not None)
-        shared = 8 * isinstance(self.bias, TableBias)
+        for_scores = max(
+            3 if isinstance(self.bias, FunctionBias) else 0,  # perhaps 64-bit integers, and cast
+            2 if rule.p is not None else 0,  # the exponentials of all scores
+        )
+        for_slots = max(
+            2 if rule.p is not None or self.always is not None else 0,  # put in order once more
+            8 if self.dropout is not None else 0,  # random bits
+            8 if isinstance(self.bias, TableBias) else 0,  # buckets
+        )
         return Sizes(
             heads=len(self.heads()),
             queries=self.queries,
@@ -139,8 +143,8 @@ class Problem:
             itemsize=8 if self.dtype == self.xp.float64 else 4,
             narrow=self.dtype != self.query.dtype,
             copied=self.dtype != self.query.dtype or not _fits_blas(self.key, self.gate),
-            score_matrices=1 + matrices,
-            slot_matrices=max(moved, 8 * (self.dropout is not None), shared),
+            score_matrices=1 + 4 * self.ranks_weights + for_scores,
+            slot_matrices=for_slots,
             held_matrices=int(self.learned_bias is not None),
             masked=self.mask is not None or self.always is not None,
             whole_rows=self.ranks_weights and not self.activation.by_element,

@@ -38,7 +38,7 @@ class Launch:
         )
 
 
-Case = Callable[[Program, Rng, Launch], None]
+Case = Callable[..., None]  # of a program, random numbers, a launch, and formats
 
 
 def to_bits(array: np.ndarray, dtype: str) -> np.ndarray:

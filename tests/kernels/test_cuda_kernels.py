@@ -26,86 +26,39 @@ OPERANDS = [
     ("float32", "float16"),
     ("float32", "bfloat16"),
 ]
-each_format = pytest.mark.parametrize("dtype", ["float32", "float64"])
-each_operands = pytest.mark.parametrize(("dtype", "stored"), OPERANDS)
+FORMATS = ("float32", "float64")
+CASES: dict[Case, list[tuple[object, ...]]] = {
+    cuda_cases.select: [(dtype,) for dtype in BITS],
+    cuda_cases.gather_matmul: [*OPERANDS],
+    cuda_cases.sampled_matmul: [*OPERANDS],
+    cuda_cases.scatter_matmul: [
+        (dtype, kernel)
+        for dtype in FORMATS
+        for kernel in ("scatter_matmul", "scatter_matmul_atomic")
+    ],
+    cuda_cases.take_slots: [(2,), (4,), (8,)],
+    cuda_cases.add_slots: [(dtype,) for dtype in FORMATS],
+    cuda_cases.masked_matmul: [(dtype,) for dtype in FORMATS],
+    cuda_cases.softmax: [(dtype,) for dtype in FORMATS],
+    cuda_cases.softmax_vjp: [(dtype,) for dtype in FORMATS],
+}
+"""What each kernel is tried on, and the formats."""
 
 
-@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize(
+    ("case", "formats"),
+    [
+        pytest.param(case, formats, id="-".join(map(str, (case.__name__, *formats))))
+        for case, several in CASES.items()
+        for formats in several
+    ],
+)
 @many
 @given(seed=seeds, launch=launches)
-def test_select_takes_the_k_best(program: Program, dtype: str, seed: int, launch: Launch) -> None:
-    cuda_cases.select(program, np.random.default_rng(seed), launch, dtype)
-
-
-@each_operands
-@many
-@given(seed=seeds, launch=launches)
-def test_gather_matmul_sums_the_used_slots(
-    program: Program, dtype: str, stored: str, seed: int, launch: Launch
+def test_a_kernel_gives_what_numpy_gives(
+    program: Program, case: Case, formats: tuple[object, ...], seed: int, launch: Launch
 ) -> None:
-    cuda_cases.gather_matmul(program, np.random.default_rng(seed), launch, dtype, stored)
-
-
-@each_operands
-@many
-@given(seed=seeds, launch=launches)
-def test_sampled_matmul_is_the_dot_products_at_the_used_slots(
-    program: Program, dtype: str, stored: str, seed: int, launch: Launch
-) -> None:
-    cuda_cases.sampled_matmul(program, np.random.default_rng(seed), launch, dtype, stored)
-
-
-@each_format
-@pytest.mark.parametrize("kernel", ["scatter_matmul", "scatter_matmul_atomic"])
-@many
-@given(seed=seeds, launch=launches)
-def test_scatter_matmul_adds_the_transposed_product(
-    program: Program, dtype: str, kernel: str, seed: int, launch: Launch
-) -> None:
-    cuda_cases.scatter_matmul(program, np.random.default_rng(seed), launch, dtype, kernel)
-
-
-@pytest.mark.parametrize("size", [2, 4, 8])
-@many
-@given(seed=seeds, launch=launches)
-def test_take_slots_moves_elements_of_any_kind(
-    program: Program, size: int, seed: int, launch: Launch
-) -> None:
-    cuda_cases.take_slots(program, np.random.default_rng(seed), launch, size)
-
-
-@each_format
-@many
-@given(seed=seeds, launch=launches)
-def test_add_slots_adds_the_matrix_itself(
-    program: Program, dtype: str, seed: int, launch: Launch
-) -> None:
-    cuda_cases.add_slots(program, np.random.default_rng(seed), launch, dtype)
-
-
-@each_format
-@many
-@given(seed=seeds, launch=launches)
-def test_masked_matmul_sums_anew_what_is_not_finite(
-    program: Program, dtype: str, seed: int, launch: Launch
-) -> None:
-    cuda_cases.masked_matmul(program, np.random.default_rng(seed), launch, dtype)
-
-
-@each_format
-@many
-@given(seed=seeds, launch=launches)
-def test_softmax_is_that_of_numpy(program: Program, dtype: str, seed: int, launch: Launch) -> None:
-    cuda_cases.softmax(program, np.random.default_rng(seed), launch, dtype)
-
-
-@each_format
-@many
-@given(seed=seeds, launch=launches)
-def test_softmax_vjp_is_that_of_numpy(
-    program: Program, dtype: str, seed: int, launch: Launch
-) -> None:
-    cuda_cases.softmax_vjp(program, np.random.default_rng(seed), launch, dtype)
+    case(program, np.random.default_rng(seed), launch, *formats)
 
 
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 1023, 1024, 1025, 5000])
@@ -133,7 +86,7 @@ def test_every_number_of_half_precision_is_widened_exactly(program: Program) -> 
         np.testing.assert_array_equal(widened, cuda_cases.from_bits(bits, stored))
 
 
-@each_format
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_the_sorted_scatter_is_bit_for_bit_the_same_in_any_launch(
     program: Program, dtype: str
 ) -> None:
@@ -158,17 +111,6 @@ def test_a_launch_with_the_wrong_number_of_arguments_is_an_error(program: Progra
         program.launch("softmax<float>", 1, 2)
 
 
-CASES: list[Case] = [
-    cuda_cases.select,
-    cuda_cases.gather_matmul,
-    cuda_cases.sampled_matmul,
-    cuda_cases.scatter_matmul,
-    cuda_cases.take_slots,
-    cuda_cases.add_slots,
-    cuda_cases.masked_matmul,
-    cuda_cases.softmax,
-    cuda_cases.softmax_vjp,
-]
 FLOAT32 = [name for name in cuda.instances() if "double" not in name and "16" not in name]
 
 

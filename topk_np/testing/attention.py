@@ -6,18 +6,14 @@ from collections.abc import Collection
 
 import numpy as np
 
-from topk_np._namespace import check_choice, check_integer
-from topk_np._vjp import check_pair
-from topk_np.testing.law import choose
+from topk_np._namespace import check_integer
+from topk_np.testing.law import put_to_the_test
 from topk_np.testing.laws import LAWS
 from topk_np.testing.laws.base import Attention
-from topk_np.testing.libraries import CannotCheck, Library, find_library
+from topk_np.testing.libraries import Library
 from topk_np.testing.problems import AttentionProblem
-from topk_np.testing.report import Report, put_to_the_test
-from topk_np.testing.strategies import OPTIONS
-from topk_np.testing.subject import DTYPES, Implementation, check_names, named_options
-
-KNOWN = (*OPTIONS, "return_lse")
+from topk_np.testing.report import Report
+from topk_np.testing.subject import Implementation
 
 
 def check_attention(
@@ -101,34 +97,13 @@ def check_attention(
     >>> report["mask"].message
     'it has no option mask'
     """
-    if not callable(implementation):
-        raise TypeError(f"implementation must be callable, got {type(implementation).__name__}")
-    if fwd is not None or bwd is not None:
-        check_pair(fwd, bwd)
-    check_choice("dtype", dtype, DTYPES)
-    check_names("options", options, KNOWN)
-    chosen = choose(LAWS, only)
-    subject = Attention(
-        implementation,
-        fwd,
-        bwd,
-        find_library(library, dtype),
-        dtype,
-        named_options(implementation, KNOWN) | frozenset(options),
-        check_integer("max_length", max_length, least=2),
-        None if leading_axes is None else check_integer("leading_axes", leading_axes, least=0),
+    if leading_axes is not None:
+        leading_axes = check_integer("leading_axes", leading_axes, least=0)
+    subject = Attention.of(
+        implementation, options, library, dtype, max_length, fwd, bwd, leading_axes=leading_axes
     )
-    _try_once(subject)
-    properties = [law.property_of(subject) for law in chosen]
-    return put_to_the_test(properties, check_integer("examples", examples, least=1), seed)
-
-
-def _try_once(subject: Attention) -> None:
-    """Call the implementation as it is meant to be, so that what is not one fails at once."""
-    lead = (1,) * (subject.leading_axes or 0)
-    array = np.ones((*lead, 2, 4), subject.dtype)
-    problem = AttentionProblem(array, array, array, array, {"k": 1} if subject.has("k") else {})
-    try:
-        subject.out_of(problem)
-    except AssertionError as error:
-        raise CannotCheck(f"called with {problem!r}: {error}") from error
+    array = np.ones(((1,) * (leading_axes or 0)) + (2, 4), dtype)
+    ordinary = AttentionProblem(array, array, array, array, {"k": 1} if subject.has("k") else {})
+    return put_to_the_test(
+        subject, LAWS, ordinary, subject.out_of, only=only, examples=examples, seed=seed
+    )

@@ -9,22 +9,12 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from topk_np._namespace import check_choice, check_integer
-from topk_np._vjp import check_pair
 from topk_np.testing.ffn_definition import FFNProblem, solve_ffn
-from topk_np.testing.law import Law, choose
-from topk_np.testing.libraries import CannotCheck, Library, find_library
-from topk_np.testing.report import Report, put_to_the_test
+from topk_np.testing.law import Law, put_to_the_test
+from topk_np.testing.libraries import Library
+from topk_np.testing.report import Report
 from topk_np.testing.rows import rows
-from topk_np.testing.subject import (
-    DTYPES,
-    Implementation,
-    Subject,
-    calling,
-    check_names,
-    named_options,
-    near,
-)
+from topk_np.testing.subject import Implementation, Subject, calling, near
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "identity", "softmax")
 OPTIONS = ("k", "activation", "key_bias", "value_bias", "gate", "select", "chunk_size")
@@ -83,7 +73,11 @@ def ffn_problems(
 class FFN(Subject):
     """An implementation of a feed-forward layer."""
 
-    max_length: int
+    KNOWN = OPTIONS
+
+    def out_of(self, problem: FFNProblem) -> np.ndarray:
+        """The output for a problem."""
+        return self.out(problem.arrays, problem.options)
 
     def problems(
         self,
@@ -137,7 +131,7 @@ def all_kept(subject: FFN, problem: FFNProblem) -> None:
 def ties(subject: FFN, problem: FFNProblem) -> None:
     """Exactly k units are kept, and among equal scores those of the lower index."""
     wanted = solve_ffn(problem)
-    out = subject.out(problem.arrays, problem.options)
+    out = subject.out_of(problem)
     near("the output", out, wanted.out, problem.tolerance("out"))
 
 
@@ -163,7 +157,7 @@ def inputs_unchanged(subject: FFN, problem: FFNProblem) -> None:
 
 def kind(subject: FFN, problem: FFNProblem) -> None:
     """The output has the dtype of the inputs."""
-    out = subject.out(problem.arrays, problem.options)
+    out = subject.out_of(problem)
     if out.dtype.name != subject.dtype:
         raise AssertionError(f"the output's dtype is {out.dtype}, expected {subject.dtype}")
 
@@ -200,7 +194,7 @@ def gradients_together(subject: FFN, problem: FFNProblem) -> None:
 
 def _agrees(subject: FFN, problem: FFNProblem) -> None:
     wanted = solve_ffn(problem)
-    out = subject.out(problem.arrays, problem.options)
+    out = subject.out_of(problem)
     near("the output", out, wanted.out, problem.tolerance("out"), wanted.clear[..., None])
 
 
@@ -274,25 +268,9 @@ def check_ffn(
     >>> check_ffn(layer, only=["values", "key_bias", "gate"]).names("failed")
     ['key_bias']
     """
-    if not callable(implementation):
-        raise TypeError(f"implementation must be callable, got {type(implementation).__name__}")
-    if fwd is not None or bwd is not None:
-        check_pair(fwd, bwd)
-    check_names("options", options, OPTIONS)
-    subject = FFN(
-        implementation,
-        fwd,
-        bwd,
-        find_library(library, check_choice("dtype", dtype, DTYPES)),
-        dtype,
-        named_options(implementation, OPTIONS) | frozenset(options),
-        check_integer("max_length", max_length, least=2),
-    )
+    subject = FFN.of(implementation, options, library, dtype, max_length, fwd, bwd)
     array = np.ones((2, 2), dtype)
-    problem = FFNProblem(array, array, array, array, {"k": 1} if subject.has("k") else {})
-    try:
-        subject.out(problem.arrays, problem.options)
-    except AssertionError as error:
-        raise CannotCheck(f"called with {problem!r}: {error}") from error
-    chosen = [law.property_of(subject) for law in choose(LAWS, only)]
-    return put_to_the_test(chosen, check_integer("examples", examples, least=1), seed)
+    ordinary = FFNProblem(array, array, array, array, {"k": 1} if subject.has("k") else {})
+    return put_to_the_test(
+        subject, LAWS, ordinary, subject.out_of, only=only, examples=examples, seed=seed
+    )

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from topk_np.testing.close import EPSILON
-from topk_np.testing.problems import as_code
+from topk_np.testing.problems import Printed
 
 ERF = np.vectorize(math.erf, otypes=[np.float64])
 
 
 @dataclass(frozen=True, repr=False)
-class FFNProblem:
+class FFNProblem(Printed):
     """One call of a feed-forward layer as NumPy arrays, and the gradient to send back."""
 
     x: np.ndarray
@@ -28,11 +28,6 @@ class FFNProblem:
     """(..., V)"""
     options: dict[str, Any] = field(default_factory=dict)
     """Those that are given, by the names of `topk_np.topk_ffn`."""
-
-    def __repr__(self) -> str:
-        """The code that makes it."""
-        names = ("x", "keys", "values", "dout", "options")
-        return f"FFNProblem({', '.join(f'{n}={as_code(getattr(self, n))}' for n in names)})"
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from hypothesis.strategies import SearchStrategy
 
-from topk_np.testing.report import Property
+from topk_np._namespace import check_integer
+from topk_np.testing.libraries import CannotCheck
+from topk_np.testing.report import Property, Report, check_properties
 from topk_np.testing.subject import Subject, check_names
 
 Kind = TypeVar("Kind", bound=Subject)
@@ -63,7 +65,27 @@ class Law(Generic[Kind]):
         )
 
 
-def choose(laws: Sequence[Law[Kind]], only: Collection[str] | None) -> list[Law[Kind]]:
+def put_to_the_test(
+    subject: Kind,
+    laws: Sequence[Law[Kind]],
+    ordinary: Any,
+    call: Callable[[Any], Any],
+    *,
+    only: Collection[str] | None,
+    examples: int,
+    seed: int,
+) -> Report:
+    """Check the laws, after a first call of an ordinary problem: what is none fails at once."""
+    chosen = _choose(laws, only)
+    examples = check_integer("examples", examples, least=1)
+    try:
+        call(ordinary)
+    except AssertionError as error:
+        raise CannotCheck(f"called with {ordinary!r}: {error}") from error
+    return check_properties([law.property_of(subject) for law in chosen], examples, seed)
+
+
+def _choose(laws: Sequence[Law[Kind]], only: Collection[str] | None) -> list[Law[Kind]]:
     """Those of the given names, by default all."""
     if only is None:
         return list(laws)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,18 @@ from topk_np.testing.close import EPSILON
 SHOWN = 300  # elements of an array that are worth printing
 
 
-@dataclass(frozen=True, repr=False)
-class AttentionProblem:
-    """
-    One call of attention as NumPy arrays, and the gradient to send back.
+class Printed:
+    """A problem that is printed as the code that makes it, so that it can be run again."""
 
-    It is printed as the code that makes it, so that a failing example can be run again.
-    """
+    def __repr__(self) -> str:
+        """See the class."""
+        parts = (f"{f.name}={as_code(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+@dataclass(frozen=True, repr=False)
+class AttentionProblem(Printed):
+    """One call of attention as NumPy arrays, and the gradient to send back."""
 
     query: np.ndarray
     """(..., Q, D)"""
@@ -31,11 +36,6 @@ class AttentionProblem:
     """(..., Q, V)"""
     options: dict[str, Any] = field(default_factory=dict)
     """Those that are given, by the names of `topk_np.topk_attention`."""
-
-    def __repr__(self) -> str:
-        """The code that makes it."""
-        names = ("query", "key", "value", "dout", "options")
-        return f"AttentionProblem({', '.join(f'{n}={as_code(getattr(self, n))}' for n in names)})"
 
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

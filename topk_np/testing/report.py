@@ -88,7 +88,7 @@ class Report:
         return "\n".join([*map(str, self.results), "", f"{verdict} ({counts})"])
 
 
-def put_to_the_test(properties: Sequence[Property], examples: int, number: int) -> Report:
+def check_properties(properties: Sequence[Property], examples: int, number: int) -> Report:
     """Try so many problems on each property, drawn from a seed."""
     return Report(tuple(_result(prop, examples, number) for prop in properties))
 

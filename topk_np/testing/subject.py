@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from topk_np._namespace import Array
+from topk_np._namespace import Array, check_choice, check_integer
+from topk_np._vjp import check_pair
 from topk_np.testing.close import assert_near
-from topk_np.testing.libraries import Library
+from topk_np.testing.libraries import Library, find_library
 from topk_np.testing.report import Raised
 
 Implementation = Callable[..., Any]
@@ -62,6 +63,40 @@ class Subject:
     library: Library
     dtype: str
     options: frozenset[str]
+    max_length: int
+    """The most rows of a drawn problem's arrays."""
+
+    KNOWN: ClassVar[tuple[str, ...]] = ()
+    """The options of its kind."""
+
+    @classmethod
+    def of(
+        cls,
+        implementation: Implementation,
+        options: Collection[str],
+        library: str | Library,
+        dtype: str,
+        max_length: int,
+        fwd: Implementation | None = None,
+        bwd: Implementation | None = None,
+        **more: Any,
+    ) -> Self:
+        """An implementation whose signature says what it takes, beside `options`; checked."""
+        if not callable(implementation):
+            raise TypeError(f"implementation must be callable, got {type(implementation).__name__}")
+        if fwd is not None or bwd is not None:
+            check_pair(fwd, bwd)
+        check_names("options", options, cls.KNOWN)
+        return cls(
+            implementation,
+            fwd,
+            bwd,
+            find_library(library, check_choice("dtype", dtype, DTYPES)),
+            dtype,
+            named_options(implementation, cls.KNOWN) | frozenset(options),
+            check_integer("max_length", max_length, least=2),
+            **more,
+        )
 
     @property
     def differentiable(self) -> bool:

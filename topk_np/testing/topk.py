@@ -11,34 +11,20 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from topk_np._namespace import check_choice, check_integer
-from topk_np.testing.law import Law, choose
-from topk_np.testing.libraries import CannotCheck, Library, find_library
-from topk_np.testing.problems import as_code
-from topk_np.testing.report import Report, put_to_the_test
-from topk_np.testing.subject import (
-    DTYPES,
-    Implementation,
-    Subject,
-    calling,
-    check_names,
-    named_options,
-)
-
-KNOWN = ("axis",)
+from topk_np.testing.law import Law, put_to_the_test
+from topk_np.testing.libraries import Library
+from topk_np.testing.problems import Printed
+from topk_np.testing.report import Report
+from topk_np.testing.subject import Implementation, Subject, calling
 
 
 @dataclass(frozen=True, repr=False)
-class TopKProblem:
+class TopKProblem(Printed):
     """The k largest of each row of an array."""
 
     x: np.ndarray
     """(..., N)"""
     k: int
-
-    def __repr__(self) -> str:
-        """The code that makes it."""
-        return f"TopKProblem(x={as_code(self.x)}, k={self.k})"
 
     @property
     def order(self) -> np.ndarray:
@@ -51,7 +37,7 @@ class TopKProblem:
 class TopK(Subject):
     """An implementation of the selection."""
 
-    max_length: int
+    KNOWN = ("axis",)
 
     def problems(self, *special: float) -> SearchStrategy[TopKProblem]:
         """Problems with many equal numbers, and the special ones."""
@@ -219,20 +205,8 @@ def check_topk(
     >>> report["ties"].example
     TopKProblem(x=np.array([0.0, 0.0], 'float64'), k=1)
     """
-    check_names("options", options, KNOWN)
-    subject = TopK(
-        implementation,
-        None,
-        None,
-        find_library(library, check_choice("dtype", dtype, DTYPES)),
-        dtype,
-        named_options(implementation, KNOWN) | frozenset(options),
-        check_integer("max_length", max_length, least=2),
+    subject = TopK.of(implementation, options, library, dtype, max_length)
+    ordinary = TopKProblem(np.ones((2, 3), dtype), 1)
+    return put_to_the_test(
+        subject, LAWS, ordinary, subject.pair, only=only, examples=examples, seed=seed
     )
-    problem = TopKProblem(np.ones((2, 3), dtype), 1)
-    try:
-        subject.pair(problem)
-    except AssertionError as error:
-        raise CannotCheck(f"called with {problem!r}: {error}") from error
-    chosen = [law.property_of(subject) for law in choose(LAWS, only)]
-    return put_to_the_test(chosen, check_integer("examples", examples, least=1), seed)

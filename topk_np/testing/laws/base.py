@@ -23,8 +23,9 @@ DEFINED = tuple(name for name in OPTIONS if name != "dropout")
 class Attention(Subject):
     """An implementation of attention."""
 
-    max_length: int
-    leading_axes: int | None
+    leading_axes: int | None = None
+
+    KNOWN = (*OPTIONS, "return_lse")
 
     def problems(
         self,
