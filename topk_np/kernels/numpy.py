@@ -37,9 +37,19 @@ def hide(scores: Array, allowed: Array) -> Array:
 
 def hide_outside(scores: Array, first: int, last: int) -> Array:
     """`scores` (C, n), -inf in place where row i is not in ``first + i <= column <= last + i``."""
-    for i, row in enumerate(scores):
-        row[: max(first + i, 0)] = -np.inf
-        row[max(last + i + 1, 0) :] = -np.inf
+    rows, columns = scores.shape
+    row, column = np.arange(rows)[:, None], np.arange(columns)
+    # Columns that are hidden from all rows, and the squares that the edges of the band run through.
+    before, begun, last_one, after = np.clip(
+        [first, first + rows, last + 1, last + rows], 0, columns
+    )
+    scores[:, :before] = -np.inf
+    scores[:, after:] = -np.inf
+    for edge, hidden in (
+        (slice(before, begun), column[before:begun] < first + row),
+        (slice(last_one, after), column[last_one:after] > last + row),
+    ):
+        np.copyto(scores[:, edge], -np.inf, where=hidden)
     return scores
 
 
