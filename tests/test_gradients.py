@@ -19,8 +19,8 @@ from topk_np.activations import ACTIVATIONS
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.positions import Head
 from topk_np.problem import Problem
-from topk_np.tasks import Task
 from topk_np.terms import RowsTerm, SparseTerm
+from topk_np.work import Task
 from topk_np.workers import Crew
 
 

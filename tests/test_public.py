@@ -180,7 +180,7 @@ def test_lower_floors_know_nothing_of_higher_ones() -> None:
         "topk_np.rowsparse": 2,
         "topk_np.rules": 2,
         "topk_np.selection": 2,
-        "topk_np.tasks": 2,
+        "topk_np.work": 2,
         "topk_np.terms": 2,
         "topk_np.problem": 3,
         "topk_np.gradients": 4,

@@ -27,8 +27,8 @@ from topk_np.keeping import keep, slot_counts
 from topk_np.problem import Problem
 from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
 from topk_np.rules import Rule
-from topk_np.tasks import Part, Task
 from topk_np.terms import RowsTerm, SparseTerm
+from topk_np.work import Part, Task
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from topk_np._namespace import Array, cast, is_numpy, put
 from topk_np.chunking import slices
 from topk_np.positions import Head, own_place
 from topk_np.problem import Problem
-from topk_np.tasks import Task
 from topk_np.terms import SparseTerm, Term
+from topk_np.work import Task
 from topk_np.workers import MOST_TASKS, Crew
 
 MOST_RANGES = 4  # ranges of keys that one gradient is cut into

@@ -13,7 +13,7 @@ from topk_np.problem import Problem
 from topk_np.rowsparse import sampled_matmul
 from topk_np.rules import AlwaysKept, Rule
 from topk_np.selection import KBest, falling, take_slots
-from topk_np.tasks import Part, Task, each_head
+from topk_np.work import Part, Task, each_head
 from topk_np.workers import Scratch
 
 

@@ -34,7 +34,7 @@ from topk_np.masking import Mask
 from topk_np.positions import Head, Positions, column, of_head
 from topk_np.relative import TableBias
 from topk_np.rules import AlwaysKept, Rule
-from topk_np.tasks import Part, Task, each_head
+from topk_np.work import Part, Task, each_head
 from topk_np.workers import Crew, Scratch
 
 INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")

@@ -17,8 +17,8 @@ from topk_np.activations import logsumexp
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.kernels.masked import masked_matmul
 from topk_np.problem import Problem
-from topk_np.tasks import Task
 from topk_np.terms import DenseTerm, RowsTerm, Term
+from topk_np.work import Task
 
 
 class _Chunk(NamedTuple):

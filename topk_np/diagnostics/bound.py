@@ -11,7 +11,7 @@ from topk_np.diagnostics.chunks import each_chunk, set_aside
 from topk_np.inputs import attention_problem
 from topk_np.options import AttentionOptions, spell_out
 from topk_np.selection import select
-from topk_np.tasks import Task
+from topk_np.work import Task
 
 
 @spell_out

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from topk_np._namespace import Array
 from topk_np.chunking import DEFAULT_MEMORY_BUDGET, plan_dense_chunk
 from topk_np.problem import Problem
-from topk_np.tasks import Task
+from topk_np.work import Task
 from topk_np.workers import check_workers
 
 
