@@ -1,0 +1,55 @@
+"""Time and memory against NumPy and PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from topk_np.commands.options import CommandError, Commands, at_least, read
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its options."""
+    bench = commands.add_parser(
+        "bench",
+        help="time and memory against NumPy and PyTorch",
+        description="Measure topk_np and other ways to compute the same: tables, JSON files, "
+        "plots. What is not installed, or would take too much, is left out with a line saying so.",
+    )
+    bench.add_argument(
+        "--what",
+        choices=("attention", "ffn", "figures", "all"),
+        default="all",
+        help="attention by length, feed-forward layers, the figures to reach, or all (all)",
+    )
+    bench.add_argument(
+        "--lengths",
+        type=at_least(1),
+        nargs="+",
+        default=[2**i for i in range(9, 17)],
+        metavar="L",
+        help="queries and keys of attention (512 and its doubles up to 65536)",
+    )
+    bench.add_argument("--repeats", type=at_least(1), default=5, help="rounds to be timed (5)")
+    bench.add_argument("--peers", nargs="+", metavar="PEER", help="some of the peers, by name")
+    for name, default, text in (
+        ("--time-limit", 60, "seconds that one run of a peer may take (60)"),
+        ("--memory-limit", None, "MiB that it may take (half of the machine's)"),
+    ):
+        bench.add_argument(name, type=at_least(1), default=default, help=text)
+    for name, folder, text in (
+        ("--out", Path("topk_np_bench"), "where the JSON files go (topk_np_bench)"),
+        ("--plots", None, "where the plots go (where the JSON files go)"),
+    ):
+        bench.add_argument(name, type=Path, default=folder, metavar="FOLDER", help=text)
+    bench.set_defaults(run=run, name="bench")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the command with the options that were read."""
+    from topk_np import bench
+
+    try:
+        bench.run(**read(options))
+    except bench.BenchError as error:
+        raise CommandError(str(error)) from error
