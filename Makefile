@@ -26,6 +26,7 @@ help: ## List the targets
 	@echo '  ARGS="--k 8 16 32"     further options for demo, test, bench and notebooks'
 	@echo '  CUPY_CPU_WHEEL=FILE    a wheel of the CPU build of CuPy, where there is one already'
 	@echo '  PROFILE=thorough       how hard the property tests try: dev, ci or thorough'
+	@echo '  TOPK_NP_EXAMPLES=10000 how many problems the thorough profile draws for each property (1000)'
 
 .PHONY: demo
 demo: $(call installed,demo) ## Run a language model with dense and with top-k attention

@@ -44,7 +44,7 @@ settings.register_profile(
 )
 settings.register_profile(
     "thorough",
-    max_examples=1000,
+    max_examples=int(os.environ.get("TOPK_NP_EXAMPLES", "1000")),
     deadline=timedelta(minutes=1),
     suppress_health_check=_QUIET,
 )
