@@ -47,7 +47,19 @@ PUBLIC = sorted(
         "vjp",
     ]
 )
-HEAVY = ("scipy", "matplotlib", "cupy", "jax", "tokenizers", "torch", "gguf", "tqdm")
+HEAVY = (
+    "cupy",
+    "gguf",
+    "hypothesis",
+    "jax",
+    "matplotlib",
+    "multiprocessing",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "tqdm",
+)
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
     "interop.jax",

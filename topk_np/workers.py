@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,7 +31,9 @@ def check_workers(workers: Any) -> int | Executor:
     if workers is None:
         return available_cores()
     if isinstance(workers, Executor):
-        if isinstance(workers, ProcessPoolExecutor):
+        # Who has a process pool has imported its module, which takes a quarter of our own import.
+        process = sys.modules.get("concurrent.futures.process")
+        if process is not None and isinstance(workers, process.ProcessPoolExecutor):
             raise TypeError(
                 "workers must be an integer or an executor that runs threads, "
                 "got a ProcessPoolExecutor, whose processes cannot write to our arrays"
