@@ -53,7 +53,7 @@ class Residuals:
     scale: float
     softcap: float | None
     meets: np.ndarray[Any, Any]
-    """Boolean (blocks of queries, blocks of keys): False where causality or window hide all."""
+    """False for the blocks of queries and of keys that causality or a window hides altogether."""
 
     def persist(self) -> Residuals:
         """The same with scores and indices computed, and held by the workers."""
