@@ -135,5 +135,5 @@ def test_settings_that_cannot_be_met() -> None:
 
 
 def test_text_of_other_tokens() -> None:
-    with pytest.raises(ValueError, match="text must be made of 0 1 .*, got 'MIN 3'"):
+    with pytest.raises(ValueError, match=r"text must be made of 0 1 .*, got 'MIN 3'"):
         encode("MIN 3")
