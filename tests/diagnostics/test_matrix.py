@@ -36,10 +36,8 @@ def test_the_sparse_matrix_times_the_values_is_the_output_without_dropout(
 def test_the_sparse_matrix_is_one_of_the_library_of_the_residuals(xp: Backend) -> None:
     inputs = xp.arrays(QUERY, KEY, KEY)
     _, residuals = topk_attention_fwd(*inputs, k=2)
-    if xp.name == "strict":
-        with pytest.raises(
-            TypeError, match=r"must be of NumPy or CuPy arrays, got array_api_strict"
-        ):
+    if xp.name not in ("numpy", "cupy"):
+        with pytest.raises(TypeError, match=r"must be of NumPy or CuPy arrays, got array_api_"):
             attention_csr(residuals, head=(1, 2))
         return
     matrix = attention_csr(residuals, head=(1, 2))
