@@ -47,12 +47,22 @@ def softmax_vjp(scores: Array, weights: Array, dweights: Array) -> Array:
     return engine(array_namespace(scores)).softmax_vjp(weights, dweights)
 
 
-def _relu(xp: Namespace, s: Array) -> Array:
-    return xp.where(s <= 0, 0.0, s)  # not maximum: NaN stays NaN in every library
+def relu(scores: Array) -> Array:
+    """What is above 0, or NaN; a masked score is neither."""
+    xp = array_namespace(scores)
+    if is_numpy(xp):
+        return xp.maximum(scores, 0)
+    return xp.where(scores <= 0, 0.0, scores)  # elsewhere maximum may lose NaN
 
 
-def _relu_slope(xp: Namespace, s: Array) -> Array:
-    return xp.where(s <= 0, 0.0, xp.ones_like(s))
+def relu_vjp(scores: Array, weights: Array, dweights: Array) -> Array:
+    """`dweights` where the score is above 0, or NaN."""
+    xp = array_namespace(scores)
+    if is_numpy(xp):  # eight times as fast, as long as nothing times 0 is NaN
+        product = dweights * ~(scores <= 0)
+        if xp.isfinite(xp.sum(product)):
+            return product
+    return xp.where(scores <= 0, 0.0, dweights)
 
 
 def _gelu(xp: Namespace, s: Array) -> Array:
@@ -143,7 +153,7 @@ ACTIVATIONS = {
     "gelu": _elementwise(_gelu, _gelu_slope),
     "gelu_tanh": _elementwise(_gelu_tanh, _gelu_tanh_slope),
     "identity": _elementwise(_identity, _identity_slope),
-    "relu": _elementwise(_relu, _relu_slope),
+    "relu": Activation(relu, relu_vjp, by_element=True),
     "silu": _elementwise(_silu, _silu_slope),
     "softmax": Activation(softmax, softmax_vjp, by_element=False),
 }

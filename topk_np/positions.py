@@ -51,7 +51,9 @@ def of_head(array: Array, head: Head) -> Array:
 def own_place(lead: tuple[int, ...], head: Head) -> Head:
     """The place of a head among leading axes that broadcast to the heads'."""
     own = head[len(head) - len(lead) :]
-    return tuple(0 if length == 1 else i for length, i in zip(lead, own, strict=True))
+    if 1 not in lead:
+        return own
+    return tuple([0 if length == 1 else i for length, i in zip(lead, own, strict=True)])
 
 
 def column(xp: Namespace, first: int, count: int, like: Array) -> Array:

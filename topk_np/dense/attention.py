@@ -9,7 +9,7 @@ from typing import Unpack
 from topk_np._namespace import Array
 from topk_np.attention import AttentionGrads, attention_grads
 from topk_np.chunking import plan_dense_chunk
-from topk_np.dense import core
+from topk_np.dense import core, stacked
 from topk_np.inputs import attention_problem, check_douts
 from topk_np.options import AttentionOptions, spell_out
 from topk_np.problem import Problem
@@ -25,6 +25,8 @@ class DenseAttentionResiduals:
     workers: int | Executor = field(repr=False)
     with_lse: bool = False
     """Whether the log-sum-exp was returned, and so has a gradient too."""
+    stacked: bool = False
+    """Whether short heads are taken together, as far as their numbers are finite."""
 
     @property
     def nbytes(self) -> int:
@@ -149,8 +151,12 @@ def dense_attention_fwd(
     threads = check_workers(workers)
     chunk = plan_dense_chunk(problem.dense_sizes, chunk_size, memory_budget)
     lse = problem.room_for_lse(return_lse)
-    out = core.forward(problem, chunk, threads, lse)
-    residuals = DenseAttentionResiduals(problem, chunk, threads, return_lse)
+    plain = lse is None and chunk_size is None and memory_budget is None
+    together = plain and stacked.stacks(problem)
+    out = stacked.forward(problem, threads) if together else None
+    if out is None:
+        out = core.forward(problem, chunk, threads, lse)
+    residuals = DenseAttentionResiduals(problem, chunk, threads, return_lse, together)
     return (out if lse is None else (out, lse.array[..., 0])), residuals
 
 
@@ -193,6 +199,9 @@ def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> A
         raise TypeError(
             "residuals must come from dense_attention_fwd, got " + type(residuals).__name__
         )
-    problem, chunk = residuals.problem, residuals.chunk_size
+    problem, chunk, workers = residuals.problem, residuals.chunk_size, residuals.workers
     dout, dlse = check_douts(problem, residuals.with_lse, dout)
-    return attention_grads(problem, core.backward(problem, dout, chunk, residuals.workers, dlse))
+    grads = stacked.backward(problem, dout, workers) if residuals.stacked else None
+    if grads is None:
+        grads = core.backward(problem, dout, chunk, workers, dlse)
+    return attention_grads(problem, grads)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from topk_np._namespace import Array, Filled, cast
+from topk_np._namespace import Array, Filled, array_namespace, cast
 from topk_np.activations import logsumexp
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.kernels.masked import masked_matmul
@@ -41,6 +41,12 @@ class _Chunk(NamedTuple):
     factors: Array | None
     """What dropout multiplies the weights by."""
     weights: Array
+    whole: bool
+    """Whether all are allowed."""
+
+    def where_allowed(self, matrix: Array) -> Array:
+        """A matrix (C, n), 0 where nothing is allowed."""
+        return matrix if self.whole else array_namespace(matrix).where(self.allowed, matrix, 0.0)
 
 
 def forward(
@@ -78,11 +84,13 @@ def backward(
     def terms_of(task: Task) -> list[Addend]:
         (head,), rows = task
         made = _weigh(problem, task)
-        first, query, key, value, gate, scores, allowed, activated, linear, factors, weights = made
+        first, query, key, value, gate, scores, allowed, activated, linear, factors, weights, _ = (
+            made
+        )
         dpiece = cast(xp, dout[(*head, rows, slice(None))], problem.dtype)
 
         # piece = weights value + value_bias
-        dweights = xp.where(allowed, dpiece @ value.T, 0.0)
+        dweights = made.where_allowed(dpiece @ value.T)
         terms: dict[str, Term] = {"value": DenseTerm(weights, allowed, dpiece, first)}
         if problem.value_bias is not None:
             terms["value_bias"] = RowsTerm(xp.sum(dpiece, axis=0, keepdims=True), 0)
@@ -90,22 +98,22 @@ def backward(
             dweights = dweights * factors
         # weights = activation(scores) * linear
         dactivated = dweights if linear is None else dweights * linear
-        dscores = xp.where(allowed, problem.activation.vjp(scores, activated, dactivated), 0.0)
+        dscores = made.where_allowed(problem.activation.vjp(scores, activated, dactivated))
         if dlse is not None:
             drows = cast(xp, dlse[(*head, rows, slice(None))], problem.dtype)
-            dscores = dscores + xp.where(allowed, activated * drows, 0.0)
+            dscores = dscores + made.where_allowed(activated * drows)
         # scores = softcap(scale * query keyᵀ) + bias; of a feed-forward layer query keyᵀ +
         # key_bias, or of a gated unit the linear factor
         if problem.learned_bias is not None:
             keys = slice(first, first + key.shape[0])
             terms["bias"] = problem.learned_bias.dense_term(head, rows, keys, dscores)
-        dproduct = dscores if linear is None else xp.where(allowed, dweights * activated, 0.0)
+        dproduct = dscores if linear is None else made.where_allowed(dweights * activated)
         if problem.softcap is not None:
             capped = xp.tanh(query @ key.T * (problem.scale / problem.softcap))
-            dproduct = xp.where(allowed, dproduct * (1 - capped**2), 0.0)
+            dproduct = made.where_allowed(dproduct * (1 - capped**2))
         if problem.key_bias is not None:
             terms["key_bias"] = RowsTerm(xp.sum(dproduct, axis=0)[:, None], first)
-        dproduct = dproduct * problem.scale
+        dproduct = dproduct if problem.scale == 1 else dproduct * problem.scale
         terms["key"] = DenseTerm(dproduct, allowed, query, first)
         dquery = masked_matmul(dproduct, allowed, key)
         if gate is not None:
@@ -130,6 +138,7 @@ def _weigh(problem: Problem, task: Task) -> _Chunk:
     linear = problem.linear(part, task, keys)
     activated = problem.activation.value(scores)
     allowed = scores != -xp.inf
+    whole = bool(xp.all(allowed))
     weights = activated if linear is None else activated * linear
     factors = None
     if problem.dropout is not None:
@@ -147,5 +156,6 @@ def _weigh(problem: Problem, task: Task) -> _Chunk:
         activated,
         linear,
         factors,
-        xp.where(allowed, weights, 0.0),
+        weights if whole else xp.where(allowed, weights, 0.0),
+        whole,
     )

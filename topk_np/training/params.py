@@ -96,7 +96,7 @@ def save_params(
     data = save(arrays, {**metadata, **WRITER, HASH: UNKNOWN})
     start = _hash_place(data, UNKNOWN)
     digest = hashlib.sha256(data).hexdigest()
-    _replace(Path(path), data[:start] + digest.encode() + data[start + len(digest) :])
+    write_whole(Path(path), data[:start] + digest.encode() + data[start + len(digest) :])
 
 
 def load_params(
@@ -230,7 +230,7 @@ def _fit(arrays: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
     return fitted
 
 
-def _replace(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Put a file in its place, whole."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
