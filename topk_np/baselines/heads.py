@@ -1,0 +1,230 @@
+"""Linear attention of all heads: what is given, checked, and the heads one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import device
+
+from topk_np._namespace import (
+    Array,
+    Filled,
+    add_at,
+    cast,
+    check_broadcasts,
+    check_device,
+    check_floats,
+    check_integer,
+    check_same,
+    nbytes,
+    plain,
+)
+from topk_np.baselines.features import FeatureMap
+from topk_np.baselines.linear import LinearHead, forward, make_head
+from topk_np.baselines.linear_bwd import backward
+from topk_np.baselines.projection import draw_projection
+from topk_np.chunking import slices
+from topk_np.inputs import attention_problem
+from topk_np.positions import Head, of_head, of_lead, own_place
+from topk_np.problem import Problem
+from topk_np.workers import MOST_TASKS, check_workers
+
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """The checked inputs of one call; arrays as the caller gave them."""
+
+    attention: Problem = field(repr=False)
+    """Query, key and value, with the mask and positions."""
+    is_causal: bool
+    gate: Array | None
+    """(..., N, 1)"""
+    query_map: FeatureMap = field(repr=False)
+    key_map: FeatureMap = field(repr=False)
+    least: float
+    """The smallest denominator that is divided by."""
+    chunk_size: int
+    """Positions in a block."""
+    workers: int | Executor = field(repr=False)
+    nbytes: int = 0
+    """What the random vectors take, where they were drawn."""
+
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """The arrays that have a gradient."""
+        given = {**self.attention.inputs, "gate": self.gate}
+        return {name: array for name, array in given.items() if array is not None}
+
+    def head(self, head: Head) -> LinearHead:
+        """The matrices of one head."""
+        own = {name: of_head(array, head) for name, array in self.inputs.items()}
+        offset = self.attention.positions.offset
+        assert isinstance(offset, int)
+        return make_head(
+            self.attention.xp,
+            self.attention.dtype,
+            own["query"],
+            own["key"],
+            own["value"],
+            self._allowed(head),
+            own.get("gate"),
+            first=offset if self.is_causal else self.attention.keys,
+            query_map=self.query_map,
+            key_map=self.key_map,
+            least=self.least,
+            block=self.chunk_size,
+        )
+
+    def _allowed(self, head: Head) -> Array | None:
+        """(N, 1) bool: the keys of a head that are not masked; None if none is."""
+        problem, mask = self.attention, self.attention.mask
+        xp, keys, allowed = problem.xp, problem.keys, None
+        if mask is not None and mask.pairs is not None:
+            row = xp.matrix_transpose(of_head(mask.pairs, head))
+            allowed = xp.broadcast_to(row, (keys, 1))
+        if mask is not None and mask.key_lengths is not None:
+            place = xp.arange(keys, device=device(problem.key))[:, None]
+            within = place < of_lead(mask.key_lengths, head)
+            allowed = within if allowed is None else allowed & within
+        return allowed
+
+    def forward(self) -> Array:
+        """The output (..., Q, V)."""
+        problem = self.attention
+        out = Filled(problem.zeros(*problem.out_shape, dtype=problem.query.dtype))
+
+        def work(head: Head) -> None:
+            for rows, values in forward(self.head(head)):
+                out[(*head, rows, slice(None))] = cast(problem.xp, values, problem.query.dtype)
+
+        with problem.crew(self.workers) as crew:
+            crew.map(work, problem.heads())
+        return out.array
+
+    def backward(self, dout: Array) -> dict[str, Array]:
+        """The gradients of the inputs by name, each in the shape and dtype of its input."""
+        problem = self.attention
+        totals = {name: problem.zeros(*array.shape) for name, array in self.inputs.items()}
+        heads = problem.heads()
+        with problem.crew(self.workers) as crew:
+            for wave in (heads[part] for part in slices(len(heads), MOST_TASKS)):
+                made = crew.map(lambda head: backward(self.head(head), of_head(dout, head)), wave)
+                for head, grads in zip(wave, made, strict=True):  # heads may share an input
+                    for name, total in totals.items():
+                        place = (*own_place(total.shape[:-2], head), slice(None), slice(None))
+                        totals[name] = add_at(total, place, grads[name])
+        return {
+            name: cast(problem.xp, total, problem.query.dtype) for name, total in totals.items()
+        }
+
+
+def linear_problem(
+    query: Array,
+    key: Array,
+    value: Array,
+    make_map: Callable[[Array, float], FeatureMap],
+    *,
+    features: int | None,
+    seed: int | None,
+    projection: Array | None,
+    default_features: int,
+    orthogonal: bool,
+    mask: Any,
+    is_causal: Any,
+    query_offset: Any,
+    key_lengths: Any,
+    scale: float | None,
+    least: float | None,
+    chunk_size: Any,
+    workers: Any,
+    gate: Array | None = None,
+) -> LinearProblem:
+    """The inputs and options of linear attention, checked; `make_map` is of projection, factor."""
+    problem = attention_problem(
+        query,
+        key,
+        value,
+        mask=mask,
+        is_causal=is_causal,
+        query_offset=query_offset,
+        key_lengths=key_lengths,
+        scale=scale,
+    )
+    pairs = None if problem.mask is None else problem.mask.pairs
+    if callable(pairs) or (pairs is not None and pairs.shape[-2] != 1):
+        got = "a function" if callable(pairs) else f"shape {tuple(mask.shape)}"
+        raise ValueError(
+            "mask must be the same for all queries, an array (..., 1, N), since linear attention "
+            f"sums over keys before it looks at a query; got {got}"
+        )
+    if not isinstance(problem.positions.offset, int):
+        shape = problem.positions.offset.shape
+        raise ValueError(f"query_offset must be one integer here, got an array of shape {shape}")
+    if gate is not None:
+        gate = _check_gate(gate, problem, bool(is_causal))
+    vectors = _projection(problem, features, seed, projection, default_features, orthogonal)
+    factor = math.sqrt(abs(problem.scale))
+    return LinearProblem(
+        problem,
+        bool(is_causal),
+        gate,
+        make_map(vectors, math.copysign(factor, problem.scale)),
+        make_map(vectors, factor),
+        float(problem.xp.finfo(problem.dtype).smallest_normal) if least is None else least,
+        BLOCK if chunk_size is None else check_integer("chunk_size", chunk_size, least=1),
+        check_workers(workers),
+        nbytes(vectors) if projection is None else 0,
+    )
+
+
+def _check_gate(gate: Array, problem: Problem, is_causal: bool) -> Array:
+    """The gate as (..., N, 1)."""
+    check_floats({"query": problem.query, "gate": gate})
+    if not is_causal:
+        raise ValueError("gate must be None without is_causal=True: it forgets what came before")
+    if gate.ndim < 1:
+        raise ValueError("gate must have shape (..., N), at least 1 axes, got ()")
+    check_same("gate's last axis", gate.shape[-1], "the number of keys", problem.keys)
+    full = (*problem.batch, problem.keys)
+    check_broadcasts("gate", tuple(gate.shape), full, "(..., N)")
+    xp = problem.xp
+    if bool(xp.any((gate < 0) | (gate > 1))):
+        raise ValueError("gate must hold numbers from 0 to 1, got some outside")
+    return plain(gate)[..., None]
+
+
+def _projection(
+    problem: Problem,
+    features: int | None,
+    seed: int | None,
+    projection: Array | None,
+    default_features: int,
+    orthogonal: bool,
+) -> Array:
+    """The random vectors (F, D) in the dtype that is computed in, drawn or given."""
+    width = int(problem.query.shape[-1])
+    if projection is None:
+        count = default_features if features is None else features
+        drawn = draw_projection(
+            count, width, seed=0 if seed is None else seed, orthogonal=orthogonal
+        )
+        dtype = np.float64 if problem.dtype == problem.xp.float64 else np.float32
+        return problem.xp.asarray(drawn.astype(dtype), device=device(problem.query))
+    for name, other in (("features", features), ("seed", seed)):
+        if other is not None:
+            raise ValueError(f"{name} must be None where a projection is given, got {other!r}")
+    check_floats({"query": problem.query, "projection": projection})
+    if projection.ndim != 2 or projection.shape[0] < 1 or projection.shape[1] != width:
+        raise ValueError(
+            f"projection must have shape (features, D), here (at least 1, {width}), "
+            f"got {tuple(projection.shape)}"
+        )
+    check_device("projection", projection, "query", problem.query)
+    return cast(problem.xp, plain(projection), problem.dtype)
