@@ -77,7 +77,7 @@ class TrigonometricFeatures:
         xp = array_namespace(x)
         angles = self.factor * (_unit(x)[0] @ xp.matrix_transpose(self.projection))
         waves = xp.concat([xp.sin(angles), xp.cos(angles)], axis=-1)
-        return waves / math.sqrt(self.projection.shape[0]), xp.zeros_like(x[:, :1])
+        return waves / math.sqrt(self.projection.shape[0]), xp.zeros_like(angles[:, :1])
 
     def bwd(self, x: Array, phi: Array, dphi: Array) -> Array:
         """See `FeatureMap`."""

@@ -44,8 +44,13 @@ class Keys(NamedTuple):
     """(n, 1): what phi is to be multiplied by; NaN if the key or value is not finite."""
     values: Array
     """(n, V + 1): the values and a column of ones."""
-    share: Array | float
-    """(n, 1): 1 - gate, what a gate lets in of the values; 1 without one."""
+    gate: Array | None
+    """(n, 1)"""
+
+    @property
+    def share(self) -> Array | float:
+        """(n, 1): what the gate lets in of the values."""
+        return 1.0 if self.gate is None else 1 - self.gate
 
 
 class State(NamedTuple):
@@ -126,14 +131,14 @@ class LinearHead:
         key, values = clean(self.key), clean(self.value)
         phi, logs = self.key_map.features(key)
         values = xp.concat([values, xp.ones_like(phi[:, :1])], axis=1)
-        share: Array | float = 1.0
+        gate = None
         if self.gate is not None:
-            share = 1 - clean(self.gate.values)
+            gate = clean(self.gate.values)
             logs = xp.astype(logs, xp.float64) - self.gate.logs[rows, :]
         allowed = self.allowed[rows, :]
         masked, broken = xp.full_like(logs, -xp.inf), xp.full_like(logs, xp.nan)
         logs = xp.where(usable, logs, xp.where(allowed, broken, masked))
-        return Keys(key, allowed, phi, logs, values, share)
+        return Keys(key, allowed, phi, logs, values, gate)
 
     def start(self) -> State:
         """The state before the first key."""

@@ -64,9 +64,7 @@ def backward(head: LinearHead, dout: Array) -> dict[str, Array]:
             "value": (keys.share * dvalues)[:, :-1],
         }
         if gated:
-            gate = xp.maximum(
-                1 - keys.share, xp.full_like(keys.share, smallest_gate(xp, head.dtype))
-            )
+            gate = xp.maximum(keys.gate, xp.full_like(keys.gate, smallest_gate(xp, head.dtype)))
             dshare = xp.sum(keys.values * dvalues, axis=1, keepdims=True)
             own["gate"] = xp.matrix_transpose(dlogs) / gate - dshare
         for name, grad in own.items():

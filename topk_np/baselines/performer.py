@@ -138,7 +138,10 @@ def performer_attention(
     >>> exact = dense_attention(query, key, value)
     >>> for features in (16, 256, 4096):
     ...     out = performer_attention(query, key, value, features=features)
-    ...     print(f"{np.linalg.norm(out - exact) / np.linalg.norm(exact):.2f}")
+    ...     print(f"{np.linalg.norm(out - exact) / np.linalg.norm(exact):.3f}")
+    0.022
+    0.010
+    0.002
     """
     return _problem(
         query,
@@ -247,8 +250,8 @@ def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> Pe
     >>> import numpy as np
     >>> from topk_np.baselines import performer_attention_bwd, performer_attention_fwd
     >>> out, residuals = performer_attention_fwd(np.eye(4), np.eye(4), np.eye(4), is_causal=True)
-    >>> np.sum(performer_attention_bwd(residuals, np.ones_like(out)).value).round(12)
-    16.0
+    >>> np.sum(performer_attention_bwd(residuals, np.ones_like(out)).value.round(12), axis=0)
+    array([4., 4., 4., 4.])
     """
     if not isinstance(residuals, PerformerResiduals):
         raise TypeError(

@@ -143,6 +143,7 @@ def rfa_attention(
     array([0. , 0.5, 1. , 1.5])
     >>> gate = np.full(4, 0.5)  # the last key weighs 1/2, the one before it 1/4, ...
     >>> rfa_attention(key, key, value, is_causal=True, gate=gate)[:, 0].round(3)
+    array([0.   , 0.667, 1.429, 2.267])
     """
     return _problem(
         query,
@@ -254,8 +255,8 @@ def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
     >>> import numpy as np
     >>> from topk_np.baselines import rfa_attention_bwd, rfa_attention_fwd
     >>> out, residuals = rfa_attention_fwd(np.eye(4), np.eye(4), np.eye(4), is_causal=True)
-    >>> np.sum(rfa_attention_bwd(residuals, np.ones_like(out)).value).round(12)
-    16.0
+    >>> np.sum(rfa_attention_bwd(residuals, np.ones_like(out)).value.round(12), axis=0)
+    array([4., 4., 4., 4.])
     """
     if not isinstance(residuals, RFAResiduals):
         raise TypeError(
@@ -268,7 +269,9 @@ def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
     return RFAGrads(**grads, gate=None if gate is None else gate[..., 0])
 
 
-def _problem(query: Array, key: Array, value: Array, **options: Any) -> LinearProblem:
+def _problem(
+    query: Array, key: Array, value: Array, *, scale: float | None, **options: Any
+) -> LinearProblem:
     return linear_problem(
         query,
         key,
@@ -277,5 +280,6 @@ def _problem(query: Array, key: Array, value: Array, **options: Any) -> LinearPr
         default_features=FEATURES,
         orthogonal=False,
         least=EPSILON,
+        scale=1.0 if scale is None else scale,
         **options,
     )
