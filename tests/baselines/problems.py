@@ -24,6 +24,7 @@ TRIOS = {
     "performer": (performer_attention_fwd, performer_attention_bwd),
     "rfa": (rfa_attention_fwd, rfa_attention_bwd),
 }
+KINDS = (*TRIOS, "rfa-gated")
 
 
 @dataclass(frozen=True)
@@ -113,22 +114,22 @@ class LinearProblem:
 
 
 @st.composite
-def linear_QND(draw: st.DrawFn, method: str | None = None) -> LinearProblem:
-    """Any problem of linear attention; denominators are not so small that slopes are steep."""
-    method = draw(st.sampled_from(sorted(TRIOS))) if method is None else method
+def linear_QND(draw: st.DrawFn, kind: str) -> LinearProblem:
+    """Any problem of one of the `KINDS`."""
+    method, is_gated = kind.removesuffix("-gated"), kind.endswith("-gated")
     lead_query, lead_key, lead_value, lead = draw(leading_axes())
     queries, keys = draw(st.integers(1, 6)), draw(st.integers(1, 7))
     width, value_width, features = (draw(st.integers(1, 3)) for _ in range(3))
     rng = np.random.default_rng(draw(seeds))
     options: dict[str, Any] = {"scale": draw(st.sampled_from([None, 1.0, 0.3, -0.5]))}
-    if draw(st.booleans()):
+    if is_gated or draw(st.booleans()):
         options["is_causal"] = True
         if queries != keys or draw(st.booleans()):
             options["query_offset"] = draw(st.integers(-2, keys + 1))
     query, key = _rows(rng, (*lead_query, queries, width)), _rows(rng, (*lead_key, keys, width))
     value = rng.standard_normal((*lead_value, keys, value_width))
     gate = None
-    if method == "rfa" and "is_causal" in options and draw(st.booleans()):
+    if is_gated:
         own = lead[draw(st.integers(0, len(lead))) :]
         gate = rng.uniform(0.05, 0.95, (*own, keys))
     if draw(st.booleans()):
@@ -153,7 +154,7 @@ def linear_QND(draw: st.DrawFn, method: str | None = None) -> LinearProblem:
         gate,
         rng.standard_normal((features, width)),
         options,
-        draw(st.integers(1, 9)),
+        draw(st.integers(1, 4) | st.integers(1, 9)),
         rng.standard_normal((*lead, queries, value_width)),
     )
 

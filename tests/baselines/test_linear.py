@@ -9,12 +9,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import topk_np.baselines
 from tests.backends import NUMPY, Backend
-from tests.baselines.problems import TRIOS, LinearProblem, linear_QND
+from tests.baselines.problems import KINDS, TRIOS, LinearProblem, linear_QND
 from tests.oracles import assert_all_close, assert_close, assert_same_bits
+from tests.strategies import few_examples
 from tests.test_dense import assert_gradients_are_slopes
 from topk_np.baselines import (
     performer_attention,
@@ -33,18 +35,26 @@ def assume_smooth(problem: LinearProblem) -> None:
     assume(problem.method == "performer" or bool(np.all((below < -0.1) | (below > 0.1))))
 
 
-@given(problem=linear_QND())
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@kinds
+@settings(few_examples())
+@given(data=st.data())
 def test_the_result_is_that_with_all_weights_written_out(
-    xp: Backend, problem: LinearProblem
+    xp: Backend, kind: str, data: st.DataObject
 ) -> None:
+    problem = data.draw(linear_QND(kind))
     out, grads = problem.run(xp)
     assert_close(out, problem.out, size=1e4)
     # Gradients: those of one large block, which are tested to be slopes.
     assert_all_close(grads, problem.run(NUMPY, chunk_size=1000)[1], size=1e5)
 
 
-@given(problem=linear_QND())
-def test_gradients_are_slopes(problem: LinearProblem) -> None:
+@kinds
+@given(data=st.data())
+def test_gradients_are_slopes(kind: str, data: st.DataObject) -> None:
+    problem = data.draw(linear_QND(kind))
     assume_smooth(problem)
     _, grads = problem.run(NUMPY)
 
@@ -54,8 +64,11 @@ def test_gradients_are_slopes(problem: LinearProblem) -> None:
     assert_gradients_are_slopes(loss, problem.arrays, grads, seed=0)
 
 
-@given(problem=linear_QND())
-def test_a_masked_key_gets_no_gradient(problem: LinearProblem) -> None:
+@kinds
+@settings(few_examples())
+@given(data=st.data())
+def test_a_masked_key_gets_no_gradient(kind: str, data: st.DataObject) -> None:
+    problem = data.draw(linear_QND(kind))
     _, (_, dkey, dvalue, dgate) = problem.run(NUMPY)
     masked = ~np.isfinite(np.broadcast_to(problem.key[..., 0], problem.key.shape[:-1]))
     assert np.all(dkey[masked] == 0)

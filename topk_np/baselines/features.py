@@ -30,7 +30,7 @@ class PositiveFeatures:
     """
     ``exp(w . x - |x|^2 / 2)`` for each vector w, of x times `factor`.
 
-    Choromanski et al. 2021, lemma 1 and equation 5, arXiv:2009.14794.
+    Choromanski et al. 2021, section 2.3, lemma 1, arXiv:2009.14794.
     """
 
     projection: Array
@@ -64,8 +64,8 @@ class TrigonometricFeatures:
     ``sin(w . x)`` and ``cos(w . x)`` for each vector w, of x scaled to the length `factor`.
 
     Their products are on average exp(-|x - y|^2 / 2), which is exp(x . y) times a constant since
-    all lengths are equal. Peng et al. 2021, equations 3 to 5, arXiv:2103.02143; Rahimi and Recht
-    2007. A row of zeros stays one, and gets no gradient.
+    all lengths are equal. Peng et al. 2021, section 2.2, theorem 1, arXiv:2103.02143 (Rahimi and Recht
+    2007). A row of zeros stays one, and gets no gradient.
     """
 
     projection: Array

@@ -113,7 +113,7 @@ def performer_attention(
     -----
     With x = sqrt(scale) q and y = sqrt(scale) k, ``exp(x . y)`` is estimated by the mean over the
     random vectors w of ``exp(w . x - |x|^2 / 2) exp(w . y - |y|^2 / 2)``: Choromanski et al.,
-    *Rethinking Attention with Performers*, 2021, lemma 1 and section 2.4, arXiv:2009.14794.
+    *Rethinking Attention with Performers*, 2021, section 2.3, lemma 1, and 2.4, arXiv:2009.14794.
 
     Against overflow, exponents are taken relative to a maximum, as in the paper's code, but in
     a way that has no effect on the result: of a query, ``max_w (w . x)``, which cancels in the
