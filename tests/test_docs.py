@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import topk_np
-from topk_np import diagnostics, testing
+from topk_np import baselines, dask, diagnostics, testing, training
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS.parent / "notebooks"
@@ -25,8 +26,13 @@ def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     listed = re.findall(r"^   (topk_np\.[\w.]+)$", page, re.MULTILINE)
     public = {f"topk_np.{name}" for name in topk_np.__all__}
-    for module in (diagnostics, testing):
-        public |= {f"{module.__name__}.{name}" for name in module.__all__}
+    for module in (baselines, dask, diagnostics, testing, training):
+        names = getattr(module, "__all__", None) or [
+            name
+            for name, thing in vars(module).items()
+            if inspect.isroutine(thing) or inspect.isclass(thing)
+        ]
+        public |= {f"{module.__name__}.{name}" for name in names}
     assert sorted(listed) == sorted(public)
 
 

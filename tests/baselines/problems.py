@@ -20,7 +20,7 @@ from topk_np.baselines import (
     rfa_attention_fwd,
 )
 
-TRIOS = {
+TRIOS: dict[str, tuple[Any, Any]] = {
     "performer": (performer_attention_fwd, performer_attention_bwd),
     "rfa": (rfa_attention_fwd, rfa_attention_bwd),
 }
@@ -48,7 +48,7 @@ class LinearProblem:
 
     def run(
         self, xp: Backend, chunk_size: int | None = None, arrays: Any = None
-    ) -> tuple[np.ndarray, tuple[np.ndarray | None, ...]]:
+    ) -> tuple[np.ndarray, tuple[Any, ...]]:
         """Output and gradients, as NumPy arrays; the gate's gradient last."""
         fwd, bwd = TRIOS[self.method]
         *inputs, gate = xp.arrays(*(self.arrays if arrays is None else arrays))
@@ -134,9 +134,9 @@ def linear_QND(draw: st.DrawFn, kind: str) -> LinearProblem:
         gate = rng.uniform(0.05, 0.95, (*own, keys))
     if draw(st.booleans()):
         own = lead[draw(st.integers(0, len(lead))) :]
-        mask = draw(hnp.arrays(bool, (*own, 1, keys)))
+        mask: np.ndarray = draw(hnp.arrays(bool, (*own, 1, keys)))
         if draw(st.booleans()):
-            mask = mask[(0,) * len(own)]
+            mask = np.asarray(mask[(0,) * len(own)])
             key[..., ~mask[0], :] = np.nan
             value[..., ~mask[0], :] = np.inf
             if gate is not None:
@@ -144,8 +144,8 @@ def linear_QND(draw: st.DrawFn, kind: str) -> LinearProblem:
         options["mask"] = mask
     elif draw(st.booleans()):
         options["key_lengths"] = draw(st.integers(0, keys))
-        if lead and draw(st.booleans()):
-            options["key_lengths"] = rng.integers(0, keys + 1, lead)
+        if draw(st.booleans()) and lead:
+            options["key_lengths"] = rng.integers(0, keys + 1, size=lead)
     return LinearProblem(
         method,
         query,

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import topk_np.baselines
@@ -25,7 +25,7 @@ from topk_np.baselines import (
     rfa_attention_fwd,
 )
 
-METHODS = {"performer": performer_attention, "rfa": rfa_attention}
+METHODS: dict[str, Any] = {"performer": performer_attention, "rfa": rfa_attention}
 both = pytest.mark.parametrize("method", TRIOS)
 
 
@@ -39,7 +39,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @kinds
-@settings(few_examples())
+@few_examples()
 @given(data=st.data())
 def test_the_result_is_that_with_all_weights_written_out(
     xp: Backend, kind: str, data: st.DataObject
@@ -65,7 +65,7 @@ def test_gradients_are_slopes(kind: str, data: st.DataObject) -> None:
 
 
 @kinds
-@settings(few_examples())
+@few_examples()
 @given(data=st.data())
 def test_a_masked_key_gets_no_gradient(kind: str, data: st.DataObject) -> None:
     problem = data.draw(linear_QND(kind))
@@ -187,7 +187,7 @@ def test_gradients_of_small_gates_are_accurate_in_single_precision() -> None:
     query, key, value, dout = rng.standard_normal((4, 12, 3))
     gate = rng.uniform(0.2, 0.9, 12)
     gate[[2, 5, 7, 8]] = 1e-3, 1e-7, 0, 1
-    results = []
+    results: list[Any] = []
     for dtype in (np.float64, np.float32):
         arrays = [x.astype(dtype) for x in (query, key, value)]
         out, residuals = rfa_attention_fwd(

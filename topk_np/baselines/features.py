@@ -64,8 +64,8 @@ class TrigonometricFeatures:
     ``sin(w . x)`` and ``cos(w . x)`` for each vector w, of x scaled to the length `factor`.
 
     Their products are on average exp(-|x - y|^2 / 2), which is exp(x . y) times a constant since
-    all lengths are equal. Peng et al. 2021, section 2.2, theorem 1, arXiv:2103.02143 (Rahimi and Recht
-    2007). A row of zeros stays one, and gets no gradient.
+    all lengths are equal. Peng et al. 2021, section 2.2, theorem 1, arXiv:2103.02143, by Rahimi and
+    Recht 2007. A row of zeros stays one, and gets no gradient.
     """
 
     projection: Array
