@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import topk_np
 from tests.oracles import assert_close
+from topk_np import baselines
 from topk_np.bench.cases import (
     ATTENTION,
     BOTH,
@@ -21,9 +23,24 @@ from topk_np.bench.cases import (
     ffn_case,
     make_inputs,
 )
-from topk_np.bench.peers import GATHER, GEMM, OURS, PAPER, PEERS, SDPA, Peer, Runs
+from topk_np.bench.peers import (
+    GATHER,
+    GEMM,
+    OURS,
+    PAPER,
+    PEERS,
+    PERFORMER,
+    RFA,
+    SDPA,
+    Peer,
+    Runs,
+)
 
 TOP_K = {OURS, PAPER, GATHER}
+ESTIMATES: dict[str, tuple[Any, Any]] = {
+    PERFORMER: (baselines.performer_attention_fwd, baselines.performer_attention_bwd),
+    RFA: (baselines.rfa_attention_fwd, baselines.rfa_attention_bwd),
+}
 INSTALLED = [peer for peer in PEERS.values() if peer.installed]
 CASES = [
     replace(attention_case(300), k=7),
@@ -34,7 +51,7 @@ PAIRS = [
     pytest.param(peer, case, id=f"{peer.name}-{case.kind}{'-causal' * case.causal}")
     for peer in INSTALLED
     for case in CASES
-    if peer.does(case, BOTH)
+    if peer.does(case, BOTH) and peer.name not in ESTIMATES
 ]
 
 
@@ -71,6 +88,20 @@ def test_a_peer_agrees_with_the_oracle_forward_and_backward(peer: Peer, case: Ca
         # topk_np's feed-forward layer has no head axis
         actual = np.asarray(result).reshape(right.shape)
         assert_close(actual, right.astype(np.float32), size=4.0)
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+@pytest.mark.parametrize("case", CASES[:2], ids=["full", "causal"])
+def test_an_estimate_is_the_same_in_double_precision(name: str, case: Case) -> None:
+    inputs = make_inputs(case)
+    query, key, value, dout = (array.astype(np.float64) for array in inputs)
+    fwd, bwd = ESTIMATES[name]
+    out, kept = fwd(query, key, value, is_causal=case.causal)
+    expected = [out, out, *bwd(kept, dout)[:3]]
+    runs = PEERS[name].build(case, inputs)
+    results = [runs.of(FORWARD)(), *runs.of(BOTH)()]
+    for result, right in zip(results, expected, strict=True):
+        assert_close(result, right.astype(np.float32), size=30.0)
 
 
 @pytest.mark.parametrize("causal", [False, True])

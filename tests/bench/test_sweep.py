@@ -14,7 +14,7 @@ from topk_np.bench import alone, figures, sweep
 from topk_np.bench.alone import Alone, run_alone
 from topk_np.bench.cases import BOTH, FORWARD, Case, Inputs, attention_case, ffn_case
 from topk_np.bench.measure import interleave, ratio
-from topk_np.bench.peers import NUMPY, OURS, PEERS, Peer, Runs
+from topk_np.bench.peers import NUMPY, OURS, PEERS, PERFORMER, Peer, Runs
 from topk_np.bench.sweep import Entrants, Limits, foresee
 
 MEBI = 2**20
@@ -109,6 +109,15 @@ def test_a_peer_that_fails_is_left_out_with_its_error(
     assert enter(entrants, 2048) == []
     assert notes == ["topk_np left out from L = 2,048, not causal, forward on: failed: MemoryError"]
     assert enter(entrants, 2048, BOTH) == []
+
+
+def test_a_linear_peer_is_foreseen_to_take_time_by_length() -> None:
+    cases = attention_case(100), attention_case(300)
+    seconds = [
+        foresee(PEERS[name], cases[0], Alone(1.0, 1000), cases[1]).seconds
+        for name in (OURS, PERFORMER)
+    ]
+    assert seconds == [9.0, 3.0]
 
 
 def test_wider_cases_are_foreseen_to_take_longer() -> None:

@@ -1,4 +1,4 @@
-"""The ways to compute a case: topk_np, plain NumPy, PyTorch, and the scores' product alone."""
+"""The ways to compute a case: this library, plain NumPy, PyTorch, and the scores' product alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 import topk_np
 from topk_np._namespace import Array
+from topk_np.baselines import performer, rfa
 from topk_np.bench.cases import ATTENTION, FORWARD, KINDS, MODES, Case, Inputs
 from topk_np.kernels import numpy as kernels
 from topk_np.workers import Crew, available_cores
@@ -42,6 +43,8 @@ class Peer:
     build: Callable[[Case, Inputs], Runs]
     quadratic: bool = False
     """Whether memory grows with the number of scores, not with length."""
+    linear: bool = False
+    """Whether time grows with length, not with the number of scores."""
     kinds: tuple[str, ...] = KINDS
     modes: tuple[str, ...] = MODES
     needs: str | None = None
@@ -110,6 +113,28 @@ def _chunked(case: Case, inputs: Inputs) -> Runs:
         return out, *topk_np.dense_ffn_bwd(kept, dy)[:3]
 
     return Runs(ffn, ffn_both)
+
+
+def _performer(case: Case, inputs: Inputs) -> Runs:
+    query, key, value, dout = inputs
+
+    def both() -> tuple[Array, ...]:
+        out, kept = performer.performer_attention_fwd(query, key, value, is_causal=case.causal)
+        return out, *performer.performer_attention_bwd(kept, dout)
+
+    return Runs(
+        lambda: performer.performer_attention(query, key, value, is_causal=case.causal), both
+    )
+
+
+def _rfa(case: Case, inputs: Inputs) -> Runs:
+    query, key, value, dout = inputs
+
+    def both() -> tuple[Array, ...]:
+        out, kept = rfa.rfa_attention_fwd(query, key, value, is_causal=case.causal)
+        return out, *rfa.rfa_attention_bwd(kept, dout)[:3]
+
+    return Runs(lambda: rfa.rfa_attention(query, key, value, is_causal=case.causal), both)
 
 
 def _plain(case: Case, inputs: Inputs) -> Runs:
@@ -184,6 +209,7 @@ def _torch(name: str) -> Callable[[Case, Inputs], Runs]:
 
 
 OURS, NUMPY, CHUNKED, GEMM = "topk_np", "numpy", "numpy-chunked", "gemm"
+PERFORMER, RFA = "performer", "rfa"
 SDPA, TORCH, PAPER, GATHER = "torch-sdpa", "torch", "torch-paper", "torch-gather"
 
 PEERS = {
@@ -192,6 +218,20 @@ PEERS = {
         Peer(OURS, "top-k, this library", _topk),
         Peer(NUMPY, "dense, NumPy with BLAS threads", _plain, quadratic=True),
         Peer(CHUNKED, f"dense in chunks of {DENSE_CHUNK:,} queries, this library", _chunked),
+        Peer(
+            PERFORMER,
+            f"an estimate of dense: {performer.FEATURES} positive features, this library",
+            _performer,
+            linear=True,
+            kinds=(ATTENTION,),
+        ),
+        Peer(
+            RFA,
+            f"an estimate of dense: {rfa.FEATURES} sines and as many cosines, this library",
+            _rfa,
+            linear=True,
+            kinds=(ATTENTION,),
+        ),
         Peer(
             SDPA,
             "dense, PyTorch's scaled_dot_product_attention",

@@ -9,7 +9,19 @@ from typing import Any
 
 from topk_np.bench.cases import ATTENTION, MODES
 from topk_np.bench.machine import Machine
-from topk_np.bench.peers import CHUNKED, GATHER, GEMM, NUMPY, OURS, PAPER, PEERS, SDPA, TORCH
+from topk_np.bench.peers import (
+    CHUNKED,
+    GATHER,
+    GEMM,
+    NUMPY,
+    OURS,
+    PAPER,
+    PEERS,
+    PERFORMER,
+    RFA,
+    SDPA,
+    TORCH,
+)
 from topk_np.bench.sweep import Row
 
 INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
@@ -18,6 +30,8 @@ COLOURS = {
     OURS: "#0072b2",
     NUMPY: "#e69f00",
     CHUNKED: "#a06a00",
+    PERFORMER: "#6a51a3",
+    RFA: "#000000",
     SDPA: "#d55e00",
     TORCH: "#cc79a7",
     PAPER: "#009e73",

@@ -93,9 +93,10 @@ class Entrants:
 def foresee(peer: Peer, smaller: Case, taken: Alone, case: Case) -> Alone:
     """What `case` will take, from what a smaller one took."""
     wider = case.width / smaller.width
-    scores = case.scores / smaller.scores
-    growth = scores if peer.quadratic else max(wider, 1) * case.rows / smaller.rows
-    return Alone(taken.seconds * scores * wider, int(taken.memory * growth))
+    scores, rows = case.scores / smaller.scores, case.rows / smaller.rows
+    growth = scores if peer.quadratic else max(wider, 1) * rows
+    work = (rows if peer.linear else scores) * wider
+    return Alone(taken.seconds * work, int(taken.memory * growth))
 
 
 def sweep(
