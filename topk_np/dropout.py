@@ -35,7 +35,7 @@ class Dropout:
         """
         xp = array_namespace(queries)
         heads, queries, keys = (xp.astype(n, xp.int32) for n in (heads, queries, keys))
-        seed = _signed(self.seed), _signed(self.seed >> 32)
+        seed = signed(self.seed), signed(self.seed >> 32)
         # A key for each query first, then a random number for each of its keys.
         row = threefry(seed, (heads, queries))
         bits, _ = threefry(row, (keys, xp.zeros_like(keys)))
@@ -48,7 +48,7 @@ def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array,
     return engine(array_namespace(*counter)).threefry(key, counter)  # type: ignore[no-any-return]
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """An integer modulo 2^32, as those of int32 are."""
     return ((number + 2**31) & 0xFFFFFFFF) - 2**31
 

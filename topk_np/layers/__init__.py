@@ -1,1 +1,37 @@
-"""Layers around attention, each a function with its backward: one file a layer."""
+"""Layers of networks, each a function with its backward: one file a layer."""
+
+from topk_np.layers.cross_entropy import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
+from topk_np.layers.dropout import dropout, dropout_bwd, dropout_fwd, fold_seed
+from topk_np.layers.embedding import embedding, embedding_bwd, embedding_fwd
+from topk_np.layers.layer_norm import LayerNormGrads, layer_norm, layer_norm_bwd, layer_norm_fwd
+from topk_np.layers.linear import LinearGrads, linear, linear_bwd, linear_fwd
+from topk_np.layers.pooling import pool, pool_bwd, pool_fwd
+from topk_np.layers.rms_norm import RMSNormGrads, rms_norm, rms_norm_bwd, rms_norm_fwd
+
+__all__ = [
+    "LayerNormGrads",
+    "LinearGrads",
+    "RMSNormGrads",
+    "cross_entropy",
+    "cross_entropy_bwd",
+    "cross_entropy_fwd",
+    "dropout",
+    "dropout_bwd",
+    "dropout_fwd",
+    "embedding",
+    "embedding_bwd",
+    "embedding_fwd",
+    "fold_seed",
+    "layer_norm",
+    "layer_norm_bwd",
+    "layer_norm_fwd",
+    "linear",
+    "linear_bwd",
+    "linear_fwd",
+    "pool",
+    "pool_bwd",
+    "pool_fwd",
+    "rms_norm",
+    "rms_norm_bwd",
+    "rms_norm_fwd",
+]

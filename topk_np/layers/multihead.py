@@ -19,9 +19,9 @@ from topk_np.dense.attention import (
     dense_attention_fwd,
 )
 from topk_np.inputs import check_dout
+from topk_np.layers.affine import affine, affine_bwd
 from topk_np.layers.grouping import bias_shape, group_options
 from topk_np.layers.heads import merge_heads, split_heads
-from topk_np.layers.linear import linear, linear_bwd
 from topk_np.layers.projections import (
     MultiheadGrads,
     MultiheadWeights,
@@ -141,7 +141,7 @@ def multihead_attention(
         out = dense_attention(query, key, value, **grouped)
     else:
         out = topk_attention(query, key, value, k=k, **grouped)
-    return linear(merge_heads(out, grouped=True), weights.out, weights.out_bias)
+    return affine(merge_heads(out, grouped=True), weights.out, weights.out_bias)
 
 
 def multihead_attention_fwd(
@@ -192,7 +192,7 @@ def multihead_attention_fwd(
     else:
         attended, residuals = topk_attention_fwd(query, key, value, k=k, **grouped)
     attended = merge_heads(attended, grouped=True)
-    out = linear(attended, weights.out, weights.out_bias)
+    out = affine(attended, weights.out, weights.out_bias)
     return out, MultiheadResiduals(inputs, residuals, attended, bias_shape(options))
 
 
@@ -242,7 +242,7 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
     w = inputs.weights
     dout = check_dout(inputs.x, (*attended.shape[:-1], w.out.shape[0]), dout)
     # 3
-    dattended, dweight, dbias = linear_bwd(attended, w.out, w.out_bias, dout)
+    dattended, dweight, dbias = affine_bwd(attended, w.out, w.out_bias, dout)
     dattended = cast(array_namespace(dout), dattended, dout.dtype)
     dattended = split_heads(dattended, inputs.heads, groups=inputs.groups)
     # 2

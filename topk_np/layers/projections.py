@@ -18,8 +18,8 @@ from topk_np._namespace import (
     compute_dtype,
     plain,
 )
+from topk_np.layers.affine import affine, affine_bwd
 from topk_np.layers.heads import merge_heads, split_heads
-from topk_np.layers.linear import linear, linear_bwd
 from topk_np.layers.rope import Rope, Rotation, check_positions, check_rope
 
 
@@ -71,9 +71,9 @@ class Projections:
     def project(self) -> tuple[Array, Array, Array]:
         """Query (..., G, H/G, Q, W), key (..., G, 1, N, W) and value (..., G, 1, N, V)."""
         w, source = self.weights, self.x if self.context is None else self.context
-        query = self._split(linear(self.x, w.query, w.query_bias), self.heads)
-        key = self._split(linear(source, w.key, w.key_bias), self.groups)
-        value = self._split(linear(source, w.value, w.value_bias), self.groups)
+        query = self._split(affine(self.x, w.query, w.query_bias), self.heads)
+        key = self._split(affine(source, w.key, w.key_bias), self.groups)
+        value = self._split(affine(source, w.value, w.value_bias), self.groups)
         if self.query_rotation is not None and self.key_rotation is not None:
             query, key = self.query_rotation.turn(query), self.key_rotation.turn(key)
         return query, key, value
@@ -86,9 +86,9 @@ class Projections:
             dquery = self.query_rotation.turn_back(dquery)
             dkey = self.key_rotation.turn_back(dkey)
         dquery, dkey, dvalue = (merge_heads(d, grouped=True) for d in (dquery, dkey, dvalue))
-        dx, query, query_bias = linear_bwd(self.x, w.query, w.query_bias, dquery)
-        from_key, key, key_bias = linear_bwd(source, w.key, w.key_bias, dkey)
-        from_value, value, value_bias = linear_bwd(source, w.value, w.value_bias, dvalue)
+        dx, query, query_bias = affine_bwd(self.x, w.query, w.query_bias, dquery)
+        from_key, key, key_bias = affine_bwd(source, w.key, w.key_bias, dkey)
+        from_value, value, value_bias = affine_bwd(source, w.value, w.value_bias, dvalue)
         dsource = from_key + from_value
         dweights = MultiheadWeights(query, key, value, None, query_bias, key_bias, value_bias)
         if self.context is None:

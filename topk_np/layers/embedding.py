@@ -1,0 +1,183 @@
+"""The embedding of tokens: rows of a table, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from array_api_compat import device
+
+from topk_np._namespace import (
+    Array,
+    Namespace,
+    array_namespace,
+    cast,
+    check_device,
+    check_floats,
+    compute_dtype,
+    dtype_name,
+    namespace_of,
+    plain,
+)
+from topk_np.inputs import check_dout
+from topk_np.kernels import engine
+from topk_np.layers.rows import as_rows, check_residuals
+
+SCATTERED = 2**22  # entries of a matrix (tokens, T), which some engines make to add up rows
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingResiduals:
+    """What `embedding_bwd` needs: the inputs."""
+
+    tokens: Array = field(repr=False)
+    table: Array = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept beyond the inputs."""
+        return 0
+
+
+def embedding(tokens: Array, table: Array, /) -> Array:
+    """
+    The row of a table for each token.
+
+    Parameters
+    ----------
+    tokens : integer array (...)
+        From 0 to T - 1.
+    table : array (T, D)
+        A row for each of T tokens: float16, bfloat16, float32 or float64.
+
+    Returns
+    -------
+    array (..., D)
+        In the dtype, library and device of `table`.
+
+    Raises
+    ------
+    TypeError
+        If `tokens` are not integers, `table` is not a floating array, or they differ in library or
+        device.
+    ValueError
+        If `table` is not a matrix, or a token is not in it.
+
+    See Also
+    --------
+    embedding_fwd : also returns what the backward pass needs.
+
+    Notes
+    -----
+    Positions are tokens too: ``x + embedding(positions, position_table)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import embedding
+    >>> embedding(np.array([2, 0]), np.array([[1.0], [2.0], [3.0]]))
+    array([[3.],
+           [1.]])
+    """
+    return embedding_fwd(tokens, table)[0]
+
+
+def embedding_fwd(tokens: Array, table: Array, /) -> tuple[Array, EmbeddingResiduals]:
+    """
+    `embedding`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `embedding`.
+
+    Returns
+    -------
+    out : array (..., D)
+        What `embedding` returns.
+    residuals : EmbeddingResiduals
+        The inputs by reference and nothing else.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import embedding_fwd
+    >>> out, residuals = embedding_fwd(np.array(1), np.eye(2))
+    >>> out, residuals.nbytes
+    (array([0., 1.]), 0)
+    """
+    xp = check_floats({"table": table})
+    namespace_of({"table": table, "tokens": tokens})
+    check_device("tokens", tokens, "table", table)
+    if table.ndim != 2:
+        raise ValueError(f"table must have shape (T, D), got {tuple(table.shape)}")
+    check_indices(xp, "tokens", tokens, table.shape[0])
+    tokens, table = plain(tokens), plain(table)
+    flat = xp.astype(xp.reshape(tokens, (math.prod(tokens.shape),)), xp.int64)
+    rows = xp.take(table, flat, axis=0)
+    out = xp.reshape(rows, (*tokens.shape, table.shape[1]))
+    return out, EmbeddingResiduals(tokens, table)
+
+
+def embedding_bwd(residuals: EmbeddingResiduals, dout: Array, /) -> Array:
+    """
+    Gradient of `embedding` with respect to the table: a row's is the sum over where it was taken.
+
+    Parameters
+    ----------
+    residuals : EmbeddingResiduals
+        From `embedding_fwd`.
+    dout : array (..., D)
+        Gradient of the loss with respect to the output, in its shape and dtype.
+
+    Returns
+    -------
+    array (T, D)
+        In the dtype of the table.
+
+    Raises
+    ------
+    TypeError
+        If `residuals` is not from `embedding_fwd`, or `dout` has another library, device or dtype
+        than the output.
+    ValueError
+        If the shape of `dout` is not the output's.
+
+    Notes
+    -----
+    Rows are added up in the order of the tokens, so that results are the same in every run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import embedding_bwd, embedding_fwd
+    >>> out, residuals = embedding_fwd(np.array([1, 1]), np.eye(2))
+    >>> embedding_bwd(residuals, np.ones_like(out))
+    array([[0., 0.],
+           [2., 2.]])
+    """
+    check_residuals(residuals, EmbeddingResiduals, "embedding_fwd")
+    tokens, table = residuals.tokens, residuals.table
+    dout = check_dout(table, (*tokens.shape, table.shape[1]), dout)
+    xp = array_namespace(table)
+    dtype, where = compute_dtype(xp, table), device(table)
+    drows = as_rows(cast(xp, dout, dtype))
+    indices = xp.astype(xp.reshape(tokens, (drows.shape[0], 1)), xp.int32)
+    dtable = xp.zeros(table.shape, dtype=dtype, device=where)
+    # The table's gradient is a matrix with a single 1 in each row, transposed, times `drows`.
+    size = max(1, SCATTERED // max(1, table.shape[0]))
+    for start in range(0, drows.shape[0], size):
+        rows = slice(start, min(start + size, drows.shape[0]))
+        index, drow = indices[rows, :], drows[rows, :]
+        weights = xp.ones(index.shape, dtype=dtype, device=where)
+        counts = xp.ones((index.shape[0],), dtype=xp.int32, device=where)
+        dtable = engine(xp).scatter_matmul(weights, index, counts, drow, dtable)
+    return cast(xp, dtable, table.dtype)
+
+
+def check_indices(xp: Namespace, name: str, indices: Array, size: int) -> None:
+    """Check that `indices` are integers from 0 to `size` - 1."""
+    if "int" not in dtype_name(indices):
+        raise TypeError(f"{name} must be integers, got an array of dtype {indices.dtype}")
+    if 0 in indices.shape:
+        return
+    least, most = int(xp.min(indices)), int(xp.max(indices))
+    if least < 0 or most >= size:
+        raise ValueError(f"{name} must lie in 0 .. {size - 1}, got {least} .. {most}")
