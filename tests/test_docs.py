@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import topk_np
-from topk_np import baselines, dask, diagnostics, layers, testing, training
+from topk_np import baselines, dask, diagnostics, layers, tasks, testing, training
+from topk_np.tasks import listops
 
+MODULES = (baselines, dask, diagnostics, layers, listops, tasks, testing, training)
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS.parent / "notebooks"
 
@@ -26,7 +28,7 @@ def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     listed = re.findall(r"^   (topk_np\.[\w.]+)$", page, re.MULTILINE)
     public = {f"topk_np.{name}" for name in topk_np.__all__}
-    for module in (baselines, dask, diagnostics, layers, testing, training):
+    for module in MODULES:
         names = getattr(module, "__all__", None) or [
             name
             for name, thing in vars(module).items()

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topk_np.tasks.examples import PAD, Examples, guess_by, guess_majority, padded
+from topk_np.tasks import load
+from topk_np.tasks.baselines import guess_by, guess_majority
+from topk_np.tasks.examples import PAD, Examples, padded
 
 
 def some(count: int) -> Examples:
@@ -67,3 +69,11 @@ def test_batch_arguments(arguments: dict[str, int], message: str) -> None:
         some(3).batch(**{"size": 1, "seed": 0, "step": 0, **arguments})
     with pytest.raises(ValueError, match="examples to draw from, got none"):
         some(3)[:0].batch(1, seed=0, step=0)
+
+
+def test_a_task_is_loaded_by_name() -> None:
+    task = load("listops-16-64", seed=3, train=20, validation=5, test=7)
+    assert (task.name, task.classes) == ("listops 16-64", 10)
+    assert [len(split) for split in (task.train, task.validation, task.test)] == [20, 5, 7]
+    with pytest.raises(ValueError, match=r"name must be one of listops, .*, got 'chess'"):
+        load("chess")

@@ -84,12 +84,12 @@ def test_expressions_are_distinct_and_as_the_settings_say(settings: ListOpsSetti
             for token in text.split():
                 level += (token in OPERATIONS) - (token == "]")
                 deepest = max(deepest, level)
-            assert deepest <= settings.depth
+            assert deepest <= settings.depth - 1
     assert len(seen) == 100
 
 
 def test_operators_have_two_arguments_to_the_most() -> None:
-    flat = ListOpsSettings(1, 99, depth=1, arguments=4)
+    flat = ListOpsSettings(1, 99, depth=2, arguments=4)
     counts = listops(flat, train=800, validation=1, test=1).train.lengths - 2
     assert set(counts.tolist()) == {2, 3, 4}
 
@@ -127,11 +127,11 @@ def test_errors(arguments: dict[str, Any], error: type[Exception], message: str)
 
 def test_settings_that_cannot_be_met() -> None:
     with pytest.raises(ValueError, match="must allow for 402 different expressions, found 400 in"):
-        listops(ListOpsSettings(1, 4, depth=1, arguments=2), train=400, validation=1, test=1)
+        listops(ListOpsSettings(1, 4, depth=2, arguments=2), train=400, validation=1, test=1)
     with pytest.raises(ValueError, match="longest must be at least 9, got 8"):
-        ListOpsSettings(9, 8, depth=1, arguments=2)
+        ListOpsSettings(9, 8, depth=2, arguments=2)
     with pytest.raises(ValueError, match="operator_share must be from 0 to 1, got 2"):
-        ListOpsSettings(1, 8, depth=1, arguments=2, operator_share=2)
+        ListOpsSettings(1, 8, depth=2, arguments=2, operator_share=2)
 
 
 def test_text_of_other_tokens() -> None:

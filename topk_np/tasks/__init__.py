@@ -1,4 +1,10 @@
-"""Data to train on: a file for each task, each with a function that makes a `Task`."""
+"""
+Data to train on: a file for each task, each with functions that make a `Task`.
 
-from topk_np.tasks.examples import Examples as Examples
-from topk_np.tasks.examples import Task as Task
+`load` makes one by name, as ``python -m topk_np train`` does; `TASKS` are the names.
+"""
+
+from topk_np.tasks.examples import PAD, Examples, Task
+from topk_np.tasks.names import TASKS, MissingDataError, load
+
+__all__ = ["PAD", "TASKS", "Examples", "MissingDataError", "Task", "load"]

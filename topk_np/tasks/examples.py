@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,10 @@ class Examples:
 
     Attributes
     ----------
-    tokens : integer array (n, L) or (n, 2, L)
-        Padded with `PAD`. With a middle axis, examples are pairs of sequences.
-    lengths : integer array (n,) or (n, 2)
-        Tokens of each sequence before the padding.
+    tokens : integer array (n, L)
+        Padded with `PAD`, which is no token of a sequence.
+    lengths : integer array (n,)
+        Tokens of each sequence before the padding, at least 1.
     labels : integer array (n,)
         Classes, from 0.
     """
@@ -34,11 +35,16 @@ class Examples:
         """The number of examples."""
         return len(self.labels)
 
+    @property
+    def count(self) -> int:
+        """The number of tokens, without padding."""
+        return int(self.lengths.sum())
+
     def __getitem__(self, places: Any) -> Examples:
         """Some of the examples, by slice or integer array; as long as the longest of them."""
         lengths = self.lengths[places]
         longest = int(lengths.max(initial=1))
-        return Examples(self.tokens[places][..., :longest], lengths, self.labels[places])
+        return Examples(self.tokens[places, :longest], lengths, self.labels[places])
 
     def batch(self, size: int, *, seed: int, step: int) -> Examples:
         """
@@ -68,6 +74,14 @@ class Examples:
             If an argument is not an integer.
         ValueError
             If one is too small, or there are no examples.
+
+        Examples
+        --------
+        >>> tokens = np.array([[1, 2, 3], [4, 5, 0], [6, 0, 0]])
+        >>> examples = Examples(tokens, np.array([3, 2, 1]), np.array([0, 1, 0]))
+        >>> batch = examples.batch(2, seed=0, step=7)
+        >>> batch.tokens.shape, batch.count
+        ((2, 3), 6)
         """
         size = check_integer("size", size, least=1)
         seed = check_integer("seed", seed, least=0)
@@ -86,7 +100,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A task to learn.
+    """Examples to learn from and to be judged by.
 
     Attributes
     ----------
@@ -112,31 +126,12 @@ class Task:
     baselines: dict[str, float]
 
 
-def padded(sequences: list[Any], dtype: Any = np.uint8) -> tuple[np.ndarray[Any, Any], Any]:
+def padded(
+    sequences: Sequence[Sequence[int]], dtype: Any = np.uint8
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Tokens (n, L) of sequences of different lengths, and these lengths (n,)."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
     tokens = np.full((len(sequences), int(lengths.max(initial=1))), PAD, dtype)
     for row, sequence in zip(tokens, sequences, strict=True):
-        row[: len(sequence)] = sequence
+        row[: len(sequence)] = list(sequence)  # bytes too
     return tokens, lengths
-
-
-def guess_by(
-    train_cues: np.ndarray[Any, Any], train: Examples, cues: np.ndarray[Any, Any], test: Examples
-) -> float:
-    """Accuracy on `test` of the class that goes most often with the same cue in `train`.
-
-    A cue that `train` lacks gets the most frequent class of all.
-    """
-    common = int(np.bincount(train.labels).argmax())
-    best = {
-        cue: int(np.bincount(train.labels[train_cues == cue]).argmax())
-        for cue in np.unique(train_cues).tolist()
-    }
-    guesses = np.array([best.get(cue, common) for cue in cues.tolist()])
-    return float(np.mean(guesses == test.labels))
-
-
-def guess_majority(train: Examples, test: Examples) -> float:
-    """Accuracy on `test` of the most frequent class of `train`."""
-    return guess_by(np.zeros(len(train), int), train, np.zeros(len(test), int), test)

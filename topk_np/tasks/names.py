@@ -1,0 +1,62 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from topk_np.tasks.examples import Task
+
+# name: module, function, its first argument
+TASKS: dict[str, tuple[str, str, Any]] = {
+    "listops": ("listops", "listops", "12-48"),
+    "listops-16-64": ("listops", "listops", "16-64"),
+    "listops-32-128": ("listops", "listops", "32-128"),
+    "listops-lra": ("listops", "listops", "lra"),
+}
+
+
+class MissingDataError(RuntimeError):
+    """A task's data are not there; the message is one line and says what brings them."""
+
+
+def load(name: str, /, *, seed: int = 0, **sizes: int) -> Task:
+    """
+    Make a task by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `TASKS`.
+    seed : int
+        What examples or splits are drawn from, at least 0.
+    **sizes : int
+        Examples of each split, `train`, `validation` and `test`; by default the task's own.
+
+    Returns
+    -------
+    Task
+        The same for the same seed and sizes.
+
+    Raises
+    ------
+    ValueError
+        If there is no task of that name, or a number is too small.
+    MissingDataError
+        If the task needs data that are not there.
+
+    Examples
+    --------
+    >>> from topk_np.tasks import load
+    >>> task = load("listops", train=1000, validation=100, test=100)
+    >>> task.name, task.vocabulary, task.classes, task.train.tokens.shape
+    ('listops 12-48', 16, 10, (1000, 48))
+    """
+    if name not in TASKS:
+        raise ValueError(f"name must be one of {', '.join(TASKS)}, got {name!r}")
+    module, function, first = TASKS[name]
+    make: Callable[..., Task] = getattr(
+        importlib.import_module(f"topk_np.tasks.{module}"), function
+    )
+    return make(first, seed=seed, **sizes)
