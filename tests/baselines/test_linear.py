@@ -147,7 +147,10 @@ def test_half_precision_is_computed_in_single_and_rounded_once(method: str) -> N
 
 @both
 @pytest.mark.usefixtures("tiny_plans")
-def test_results_are_the_same_bits_for_any_number_of_workers(method: str) -> None:
+def test_results_are_the_same_bits_for_any_number_of_workers(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("topk_np.baselines.heads.PACK_ROWS", 40)  # two heads at once
     rng = np.random.default_rng(0)
     query, value = rng.standard_normal((2, 9, 20, 4))
     key, fwd, bwd = rng.standard_normal((20, 4)), *TRIOS[method]

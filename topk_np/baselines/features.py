@@ -16,13 +16,13 @@ from topk_np._namespace import Array, array_namespace
 
 
 class FeatureMap(Protocol):
-    """A map of rows x (n, D) to features, and its backward pass."""
+    """A map of rows x (..., n, D) to features, and its backward pass."""
 
     def features(self, x: Array) -> tuple[Array, Array]:
-        """Features (n, F), to be multiplied by the exponentials of logarithms (n, 1)."""
+        """Features (..., n, F), to be multiplied by the exponentials of logarithms (..., n, 1)."""
 
     def bwd(self, x: Array, phi: Array, dphi: Array) -> Array:
-        """The gradient of x (n, D) from that of phi, which held the factor's as well."""
+        """The gradient of x (..., n, D) from that of phi, which held the factor's as well."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ class TrigonometricFeatures:
         xp = array_namespace(x)
         angles = self.factor * (_unit(x)[0] @ xp.matrix_transpose(self.projection))
         waves = xp.concat([xp.sin(angles), xp.cos(angles)], axis=-1)
-        return waves / math.sqrt(self.projection.shape[0]), xp.zeros_like(angles[:, :1])
+        return waves / math.sqrt(self.projection.shape[0]), xp.zeros_like(angles[..., :1])
 
     def bwd(self, x: Array, phi: Array, dphi: Array) -> Array:
         """See `FeatureMap`."""
         half = self.projection.shape[0]
-        dangles = phi[:, half:] * dphi[:, :half] - phi[:, :half] * dphi[:, half:]
+        dangles = phi[..., half:] * dphi[..., :half] - phi[..., :half] * dphi[..., half:]
         return _unit_bwd(x, self.factor * (dangles @ self.projection))
 
 
 def _unit(x: Array) -> tuple[Array, Array]:
-    """Rows of length 1, and the lengths (n, 1) they had; 0 stays 0."""
+    """Rows of length 1, and the lengths (..., n, 1) they had; 0 stays 0."""
     xp = array_namespace(x)
     length = xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
     return x / xp.where(length > 0, length, xp.ones_like(length)), length

@@ -1,4 +1,4 @@
-"""Linear attention of all heads: what is given, checked, and the heads one by one."""
+"""Linear attention of all heads: what is given, checked, and cut into packs of heads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from array_api_compat import device
 from topk_np._namespace import (
     Array,
     Filled,
+    Namespace,
     add_at,
     cast,
     check_broadcasts,
@@ -25,7 +27,7 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.baselines.features import FeatureMap
-from topk_np.baselines.linear import LinearHead, forward, make_head
+from topk_np.baselines.linear import LinearHeads, forward, make_heads
 from topk_np.baselines.linear_bwd import backward
 from topk_np.baselines.projection import draw_projection
 from topk_np.chunking import slices
@@ -35,6 +37,7 @@ from topk_np.problem import Problem
 from topk_np.workers import MOST_TASKS, check_workers
 
 BLOCK = 128
+PACK_ROWS = 512  # of short heads, which are taken together
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,29 @@ class LinearProblem:
         given = {**self.attention.inputs, "gate": self.gate}
         return {name: array for name, array in given.items() if array is not None}
 
-    def head(self, head: Head) -> LinearHead:
-        """The matrices of one head."""
-        own = {name: of_head(array, head) for name, array in self.inputs.items()}
-        offset = self.attention.positions.offset
+    def packs(self) -> list[list[Head]]:
+        """The heads that are worked on together."""
+        problem = self.attention
+        rows = max(problem.queries, problem.keys, 1)
+        every = problem.heads()
+        return [every[pack] for pack in slices(len(every), max(1, PACK_ROWS // rows))]
+
+    def heads(self, pack: list[Head]) -> LinearHeads:
+        """The matrices of some heads."""
+        xp, offset = self.attention.xp, self.attention.positions.offset
         assert isinstance(offset, int)
-        return make_head(
-            self.attention.xp,
+        own = {
+            name: _stacked(xp, [of_head(array, head) for head in pack])
+            for name, array in self.inputs.items()
+        }
+        allowed = [self._allowed(head) for head in pack]
+        return make_heads(
+            xp,
             self.attention.dtype,
             own["query"],
             own["key"],
             own["value"],
-            self._allowed(head),
+            None if allowed[0] is None else _stacked(xp, allowed),
             own.get("gate"),
             first=offset if self.is_causal else self.attention.keys,
             query_map=self.query_map,
@@ -100,29 +114,42 @@ class LinearProblem:
         problem = self.attention
         out = Filled(problem.zeros(*problem.out_shape, dtype=problem.query.dtype))
 
-        def work(head: Head) -> None:
-            for rows, values in forward(self.head(head)):
-                out[(*head, rows, slice(None))] = cast(problem.xp, values, problem.query.dtype)
+        def work(pack: list[Head]) -> None:
+            for rows, values in forward(self.heads(pack)):
+                values = cast(problem.xp, values, problem.query.dtype)
+                for i, head in enumerate(pack):
+                    out[(*head, rows, slice(None))] = values[i, ...]
 
         with problem.crew(self.workers) as crew:
-            crew.map(work, problem.heads())
+            crew.map(work, self.packs())
         return out.array
 
     def backward(self, dout: Array) -> dict[str, Array]:
         """The gradients of the inputs by name, each in the shape and dtype of its input."""
         problem = self.attention
         totals = {name: problem.zeros(*array.shape) for name, array in self.inputs.items()}
-        heads = problem.heads()
+
+        def work(pack: list[Head]) -> dict[str, Array]:
+            douts = _stacked(problem.xp, [of_head(dout, head) for head in pack])
+            return backward(self.heads(pack), douts)
+
+        packs = self.packs()
         with problem.crew(self.workers) as crew:
-            for wave in (heads[part] for part in slices(len(heads), MOST_TASKS)):
-                made = crew.map(lambda head: backward(self.head(head), of_head(dout, head)), wave)
-                for head, grads in zip(wave, made, strict=True):  # heads may share an input
-                    for name, total in totals.items():
-                        place = (*own_place(total.shape[:-2], head), slice(None), slice(None))
-                        totals[name] = add_at(total, place, grads[name])
+            for wave in (packs[part] for part in slices(len(packs), MOST_TASKS)):
+                for pack, grads in zip(wave, crew.map(work, wave), strict=True):
+                    for (i, head), name in product(enumerate(pack), totals):
+                        # Heads may share an input, so these are added one after another.
+                        lead = own_place(totals[name].shape[:-2], head)
+                        place = (*lead, slice(None), slice(None))
+                        totals[name] = add_at(totals[name], place, grads[name][i, ...])
         return {
             name: cast(problem.xp, total, problem.query.dtype) for name, total in totals.items()
         }
+
+
+def _stacked(xp: Namespace, matrices: list[Array]) -> Array:
+    """Matrices with a first axis for all; a view of a single one."""
+    return matrices[0][None, ...] if len(matrices) == 1 else xp.stack(matrices, axis=0)
 
 
 def linear_problem(

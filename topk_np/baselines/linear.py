@@ -1,5 +1,5 @@
 """
-Attention whose weights are products of features, for one head, in time and memory linear in length.
+Attention whose weights are products of features, in time and memory linear in length.
 
     weight_ij = gates_ij phi(q_i) . phi(k_j)    for keys j at or before the query's position
     out_i = sum_j weight_ij value_j / sum_j weight_ij
@@ -78,8 +78,8 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LinearHead:
-    """One head's matrices, and how they are worked on."""
+class LinearHeads:
+    """The matrices of G heads, and how they are worked on; all have G as another, first axis."""
 
     xp: Namespace
     dtype: Any
@@ -106,7 +106,7 @@ class LinearHead:
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """The queries and the keys of each block of positions, up to the last query's."""
-        queries, keys = self.query.shape[0], self.key.shape[0]
+        queries, keys = self.query.shape[-2], self.key.shape[-2]
         first = min(self.first, keys)  # a query sees all keys from there as well
         for start in range(min(0, first), first + queries, self.block):
             stop = min(start + self.block, first + queries)
@@ -117,41 +117,42 @@ class LinearHead:
 
     def queries(self, rows: slice) -> tuple[Array, Array]:
         """Some queries, and their features: a factor of a query has no effect."""
-        query = cast(self.xp, self.query[rows, :], self.dtype)
+        query = cast(self.xp, self.query[..., rows, :], self.dtype)
         return query, self.query_map.features(query)[0]
 
     def keys(self, rows: slice) -> Keys:
         """Some keys, with masked ones taken out."""
-        xp, usable = self.xp, self.usable[rows, :]
+        xp, usable = self.xp, self.usable[..., rows, :]
 
         def clean(array: Array) -> Array:
-            chosen = cast(xp, array[rows, :], self.dtype)
+            chosen = cast(xp, array[..., rows, :], self.dtype)
             return xp.where(usable, chosen, xp.zeros_like(chosen))
 
         key, values = clean(self.key), clean(self.value)
         phi, logs = self.key_map.features(key)
-        values = xp.concat([values, xp.ones_like(phi[:, :1])], axis=1)
+        values = xp.concat([values, xp.ones_like(phi[..., :1])], axis=-1)
         gate = None
         if self.gate is not None:
             gate = clean(self.gate.values)
-            logs = xp.astype(logs, xp.float64) - self.gate.logs[rows, :]
-        allowed = self.allowed[rows, :]
+            logs = xp.astype(logs, xp.float64) - self.gate.logs[..., rows, :]
+        allowed = self.allowed[..., rows, :]
         masked, broken = xp.full_like(logs, -xp.inf), xp.full_like(logs, xp.nan)
         logs = xp.where(usable, logs, xp.where(allowed, broken, masked))
         return Keys(key, allowed, phi, logs, values, gate)
 
     def start(self) -> State:
         """The state before the first key."""
-        count = self.query_map.features(self.zeros(1, self.key.shape[1]))[0].shape[1]
+        heads, _, width = self.key.shape
+        count = self.query_map.features(self.zeros(1, width))[0].shape[-1]
         dtype = self.dtype if self.gate is None else self.xp.float64
-        top = self.xp.full((1, 1), -self.xp.inf, dtype=dtype, device=device(self.query))
-        return State(self.zeros(count, self.value.shape[1] + 1), top)
+        top = self.xp.full((heads, 1, 1), -self.xp.inf, dtype=dtype, device=device(self.query))
+        return State(self.zeros(heads, count, self.value.shape[-1] + 1), top)
 
     def advance(self, state: State, keys: Keys) -> State:
         """The state after some more keys."""
-        if keys.phi.shape[0] == 0:
+        if keys.phi.shape[-2] == 0:
             return state
-        top = self.xp.maximum(state.top, self.xp.max(keys.logs, axis=0, keepdims=True))
+        top = self.xp.maximum(state.top, self.xp.max(keys.logs, axis=-2, keepdims=True))
         carried = self.factor(state.top, top) * state.sums
         weighted = self.factor(keys.logs, top) * keys.phi
         added = self.xp.matrix_transpose(weighted) @ (keys.share * keys.values)
@@ -159,14 +160,14 @@ class LinearHead:
 
     def read(self, phi: Array, queries: slice, keys: Keys, rows: slice, state: State) -> Read:
         """What queries read from the state and from the keys of their own block."""
-        xp, first = self.xp, min(self.first, self.key.shape[0])
+        xp, first = self.xp, min(self.first, self.key.shape[-2])
         place = xp.arange(queries.start + first, queries.stop + first, device=device(phi))
         seen = place[:, None] >= xp.arange(rows.start, rows.stop, device=device(phi))[None, :]
         hidden = xp.full_like(state.top, -xp.inf)
         own = xp.where(seen, xp.matrix_transpose(keys.logs), hidden)
-        logs = xp.concat([xp.broadcast_to(state.top, (place.shape[0], 1)), own], axis=1)
-        factors = self.factor(logs, xp.max(logs, axis=1, keepdims=True))
-        past, factors = factors[:, :1], factors[:, 1:]
+        logs = xp.concat([xp.broadcast_to(state.top, (*phi.shape[:-1], 1)), own], axis=-1)
+        factors = self.factor(logs, xp.max(logs, axis=-1, keepdims=True))
+        past, factors = factors[..., :1], factors[..., 1:]
         products = phi @ xp.matrix_transpose(keys.phi)
         sums = (products * factors) @ (keys.share * keys.values) + past * (phi @ state.sums)
         return Read(seen, products, factors, past, sums)
@@ -179,16 +180,16 @@ class LinearHead:
 
     def divided(self, sums: Array) -> tuple[Array, Array]:
         """The output (C, V) from sums, and the denominators (C, 1)."""
-        below = sums[:, -1:]
+        below = sums[..., -1:]
         below = self.xp.maximum(below, self.xp.full_like(below, self.least))
-        return sums[:, :-1] / below, below
+        return sums[..., :-1] / below, below
 
     def zeros(self, *shape: int) -> Array:
         """In the dtype that is computed in."""
         return self.xp.zeros(shape, dtype=self.dtype, device=device(self.query))
 
 
-def make_head(
+def make_heads(
     xp: Namespace,
     dtype: Any,
     query: Array,
@@ -197,21 +198,20 @@ def make_head(
     allowed: Array | None,
     gate: Array | None,
     **how: Any,
-) -> LinearHead:
-    """A head from its matrices; `allowed` and `gate` are (N, 1)."""
+) -> LinearHeads:
+    """Heads from their matrices; `allowed` and `gate` are (G, N, 1)."""
     if allowed is None:
-        allowed = xp.ones((key.shape[0], 1), dtype=xp.bool, device=device(key))
+        allowed = xp.ones((*key.shape[:-1], 1), dtype=xp.bool, device=device(key))
     usable, made = allowed, None
     for array in (key, value, gate):
         if array is not None:
-            usable = usable & xp.all(xp.isfinite(array), axis=1, keepdims=True)
+            usable = usable & xp.all(xp.isfinite(array), axis=-1, keepdims=True)
     if gate is not None:
         gates = xp.astype(gate, xp.float64)
         gates = xp.where(usable, gates, xp.ones_like(gates))  # what is masked forgets nothing
         gates = xp.maximum(gates, xp.full_like(gates, smallest_gate(xp, dtype)))
-        logs = xp.matrix_transpose(xp.log(gates))
-        made = Gate(gate, xp.matrix_transpose(cumulative_sum(xp, logs)))
-    return LinearHead(xp, dtype, query, key, value, usable, allowed, made, **how)
+        made = Gate(gate, cumulative_sum(xp, xp.log(gates)[..., 0])[..., None])
+    return LinearHeads(xp, dtype, query, key, value, usable, allowed, made, **how)
 
 
 def smallest_gate(xp: Namespace, dtype: Any) -> float:
@@ -219,12 +219,12 @@ def smallest_gate(xp: Namespace, dtype: Any) -> float:
     return 1e-150 if dtype == xp.float64 else 1e-30
 
 
-def forward(head: LinearHead) -> Iterator[tuple[slice, Array]]:
-    """The output (C, V) of each block of queries."""
-    state = head.start()
-    for queries, rows in head.blocks():
-        keys = head.keys(rows)
+def forward(heads: LinearHeads) -> Iterator[tuple[slice, Array]]:
+    """The output (G, C, V) of each block of queries."""
+    state = heads.start()
+    for queries, rows in heads.blocks():
+        keys = heads.keys(rows)
         if queries.stop > queries.start:
-            _, phi = head.queries(queries)
-            yield queries, head.divided(head.read(phi, queries, keys, rows, state).sums)[0]
-        state = head.advance(state, keys)
+            _, phi = heads.queries(queries)
+            yield queries, heads.divided(heads.read(phi, queries, keys, rows, state).sums)[0]
+        state = heads.advance(state, keys)

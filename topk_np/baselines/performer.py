@@ -242,8 +242,8 @@ def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> Pe
 
     Notes
     -----
-    Time is about two and a half times that of the forward pass. Everything is computed again from the
-    inputs: forward, one state for each block of positions; then the blocks are walked backward.
+    Time is about two and a half times that of the forward pass. Everything is computed again from
+    the inputs: forward, one state for each block of positions; then the blocks are walked backward.
 
     Examples
     --------

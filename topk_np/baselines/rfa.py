@@ -247,8 +247,8 @@ def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
 
     Notes
     -----
-    Time is about two and a half times that of the forward pass. Everything is computed again from the
-    inputs: forward, one state for each block of positions; then the blocks are walked backward.
+    Time is about two and a half times that of the forward pass. Everything is computed again from
+    the inputs: forward, one state for each block of positions; then the blocks are walked backward.
 
     Examples
     --------
