@@ -58,6 +58,26 @@ def test_one_wrong_element_of_many_is_found() -> None:
         check_vjp(fwd, wrong, x, y)
 
 
+def test_a_complex_step_finds_what_differences_are_too_coarse_for() -> None:
+    def wrong(residuals: Any, dout: np.ndarray) -> tuple[Any, ...]:
+        dx, dy = bwd(residuals, dout)
+        return dx, (1 + 1e-11) * dy
+
+    check_vjp(fwd, wrong, X, Y)
+    check_vjp(fwd, bwd, X, Y, complex_step=True)
+    with pytest.raises(AssertionError, match=r"array 1 is wrong.*a complex step"):
+        check_vjp(fwd, wrong, X, Y, complex_step=True)
+    single = X.astype(np.float32), Y.astype(np.float32)
+    check_vjp(fwd, bwd, *single, complex_step=True)
+
+
+def test_a_complex_step_is_refused_by_what_takes_no_complex_arrays() -> None:
+    arrays = rng.standard_normal((3, 2, 2))
+    pair = topk_np.topk_attention_fwd, topk_np.topk_attention_bwd
+    with pytest.raises(TypeError, match=r"query must have dtype float16.*got complex128"):
+        check_vjp(*pair, *arrays, k=1, complex_step=True)
+
+
 def test_missing_and_misshapen_gradients_are_refused() -> None:
     for wrong, message in (
         (lambda r, dout: bwd(r, dout)[:1], "1 gradients came back for 2 arrays"),

@@ -58,6 +58,49 @@ def uniform_on_masked_rows(query: Array, key: Array, value: Array, mask: Any = T
     return np.asarray(terms.sum(axis=-2))
 
 
+def mass_one_too_few(query: Array, key: Array, value: Array, p: float | None = None) -> Array:
+    scores = products(query, key)
+    if p is None:
+        return np.asarray(softmax(scores) @ value)
+    weights = -np.sort(-softmax(scores), axis=-1)
+    least = np.where(np.cumsum(weights, axis=-1) <= p, weights, 2).min(axis=-1, keepdims=True)
+    kept = softmax(scores) >= np.minimum(least, weights[..., :1])  # the last may overstep p
+    return np.asarray(softmax(np.where(kept, scores, -np.inf)) @ value)
+
+
+def mask_function_of_rows(query: Array, key: Array, value: Array, **options: Any) -> Array:
+    scores = products(query, key)
+    i, j = np.arange(query.shape[-2])[:, None], np.arange(key.shape[-2])
+    allowed = options["mask"](i, j) if "mask" in options else True  # without the offset
+    return np.asarray(softmax(np.where(allowed, scores, -np.inf)) @ value)
+
+
+def alibi_of_earlier_keys(query: Array, key: Array, value: Array, bias: Any = None) -> Array:
+    distance = np.arange(key.shape[-2]) - np.arange(query.shape[-2])[:, None]
+    added = 0.0 if bias is None else bias.slopes[..., None, None] * distance  # without the size
+    return np.asarray(softmax(products(query, key) + added) @ value)
+
+
+def t5_bias_of_one_way(query: Array, key: Array, value: Array, bias: Any = None) -> Array:
+    distance = np.arange(key.shape[-2]) - np.arange(query.shape[-2])[:, None]
+    if bias is None:
+        return np.asarray(softmax(products(query, key)) @ value)
+    bucket = np.minimum(np.abs(distance), len(bias.table) - 1)
+    return np.asarray(
+        softmax(products(query, key) + np.moveaxis(bias.table[bucket], (0, 1), (-2, -1))) @ value
+    )
+
+
+def all_scores_at_once(query: Array, key: Array, value: Array, memory_budget: int = 0) -> Array:
+    return np.asarray(softmax(products(query, key)) @ value)
+
+
+def sums_by_worker(query: Array, key: Array, value: Array, workers: int = 1) -> Array:
+    weights = softmax(products(query, key))
+    parts = np.array_split(np.arange(key.shape[-2]), workers)
+    return np.asarray(sum(weights[..., part] @ value[..., part, :] for part in parts))
+
+
 class Grads(NamedTuple):
     query: Array
     key: Array

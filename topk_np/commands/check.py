@@ -28,12 +28,13 @@ def add(commands: Commands) -> None:
         nargs="+",
         default=[],
         metavar="OPTION",
-        help="options to try beside those that the function's signature names",
+        help="options to try beside those that the function's signature names; of masks and biases "
+        "also the forms mask_function, bias_function, alibi, t5_bias",
     )
     check.add_argument("--only", nargs="+", metavar="PROPERTY", help="some of the properties")
     for name, choices, text in (
         ("--library", ("numpy", "cupy", "jax", "torch"), "whose arrays it takes (numpy)"),
-        ("--dtype", ("float64", "float32", "float16"), "of the arrays (float64)"),
+        ("--dtype", ("float64", "float32", "float16", "bfloat16"), "of the arrays (float64)"),
     ):
         check.add_argument(name, choices=choices, default=choices[0], help=text)
     for name, least, number, text in (

@@ -44,14 +44,16 @@ def check_attention(
         `topk_np.topk_attention`. Dense attention where it has no option `k`.
     options : collection of str, default ()
         Options to try beside those that the signature of `implementation` names; what it takes as
-        ``**kwargs`` counts for nothing. An option is passed only where a problem has it.
+        ``**kwargs`` counts for nothing. An option is passed only where a problem has it. Forms of
+        `mask` and `bias` are tried only where they are listed: "mask_function", "bias_function",
+        "alibi" and "t5_bias", as in `attention_problems`.
     fwd, bwd : callable, optional
         ``fwd(query, key, value, **options) -> (out, residuals)`` and ``bwd(residuals, dout) ->
         (dquery, dkey, dvalue)``, to check gradients too. PyTorch and JAX need none: they
         differentiate `implementation`.
     library : {"numpy", "cupy", "torch", "jax"} or Library
         What arrays it takes.
-    dtype : {"float64", "float32", "float16"}
+    dtype : {"float64", "float32", "float16", "bfloat16"}
         Of the arrays, and so how sharp the comparison is. Half precision may be computed in half
         precision.
     max_length : int, default 8

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from topk_np.relative import T5Bias
+from topk_np.testing.biases import in_bucket
+from topk_np.testing.close import EPSILON
 from topk_np.testing.problems import AttentionProblem
 
 
@@ -51,9 +54,7 @@ def solve(problem: AttentionProblem, dropped: np.ndarray | None = None) -> Solut
         softcap = problem.options.get("softcap")
         tanh = None if softcap is None else np.tanh(linear / softcap)
         scores = linear if tanh is None else softcap * tanh
-        bias = problem.options.get("bias")
-        scores = scores + (0.0 if bias is None else bias.astype(np.float64))
-        scores = np.where(allowed, scores, -np.inf)
+        scores = np.where(allowed, scores + problem.bias, -np.inf)
         kept, clear = _choose(problem, scores)
         scores = np.where(kept, scores, -np.inf)
         top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
@@ -77,20 +78,24 @@ def solve(problem: AttentionProblem, dropped: np.ndarray | None = None) -> Solut
         "key": _sum_to(dlinear.mT @ query, problem.key.shape),
         "value": _sum_to((factors * weights).mT @ dout, problem.value.shape),
     }
-    if bias is not None:
+    bias = problem.options.get("bias")
+    if isinstance(bias, np.ndarray):
         grads["bias"] = _sum_to(dscores, bias.shape)
+    elif isinstance(bias, T5Bias):
+        places = in_bucket(bias, problem.positions, np.arange(problem.keys))
+        sums = [np.where(place, dscores, 0.0).sum(axis=(-1, -2)) for place in places]
+        grads["bias"] = np.stack([_sum_to(own, bias.table.shape[1:]) for own in sums])
     return Solution(out, lse, grads, weights, kept, clear)
 
 
 def allowed_pairs(problem: AttentionProblem) -> np.ndarray:
     """Boolean (..., Q, N): which keys each query may attend to."""
     options = problem.options
-    i, j = np.arange(problem.queries)[:, None], np.arange(problem.keys)
-    position = i + _per_head(options.get("query_offset", 0))
+    i, j, position = np.arange(problem.queries)[:, None], np.arange(problem.keys), problem.positions
     left, right = options.get("window", (None, None))
-    allowed = np.broadcast_to(
-        options.get("mask", True), (*problem.lead, problem.queries, problem.keys)
-    )
+    mask = options.get("mask", True)
+    mask = mask(position, j) if callable(mask) else mask
+    allowed = np.broadcast_to(mask, (*problem.lead, problem.queries, problem.keys))
     if options.get("is_causal"):
         allowed = allowed & (j <= position)
     if left is not None:
@@ -107,22 +112,42 @@ def allowed_pairs(problem: AttentionProblem) -> np.ndarray:
 def _choose(problem: AttentionProblem, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which keys are kept, and of which queries that is clear."""
     allowed = scores != -np.inf
-    if problem.k is None:
+    p = problem.options.get("p", 1)
+    if problem.k is None and p == 1:
         return allowed, np.ones(scores.shape[:-1], bool)
-    i, j = np.arange(problem.queries)[:, None], np.arange(problem.keys)
-    position = i + _per_head(problem.options.get("query_offset", 0))
+    j, position = np.arange(problem.keys), problem.positions
     sinks, local = problem.options.get("always_keep", (0, 0))
-    always = allowed & ((j < sinks) | ((j <= position) & (j > position - local)))
+    last = _per_head(problem.options.get("key_lengths", problem.keys)) - 1
+    nearest = np.minimum(position, last)
+    always = allowed & ((j < sinks) | ((j <= nearest) & (j > nearest - local)))
     others = np.where(always, -np.inf, scores)
     # Stable: among equal scores the lower index comes first.
     order = np.argsort(-others, axis=-1, kind="stable")
     best = np.zeros(scores.shape, bool)
     np.put_along_axis(best, order[..., : problem.k], True, axis=-1)
     best &= others != -np.inf
+    certain = np.ones(scores.shape[:-1], bool)
+    if p != 1:
+        before = _mass_before(scores, always, order)
+        error = problem.score_error + (problem.keys + 8) * EPSILON[problem.query.dtype.name]
+        certain = ~(best & ~(np.abs(before - p) > error)).any(axis=-1)
+        best &= before < p
     least = np.min(others, axis=-1, where=best, initial=np.inf)
     next_best = np.max(others, axis=-1, where=~best, initial=-np.inf)
-    clear = ~(least - next_best <= problem.score_error)
+    clear = certain & ~(least - next_best <= problem.score_error)
     return always | best, clear
+
+
+def _mass_before(scores: np.ndarray, always: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """(..., Q, N): the dense weights of those always kept and those that are better, summed."""
+    top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
+    mass = np.exp(scores - np.where(np.isfinite(top), top, 0.0))
+    mass = mass / mass.sum(axis=-1, keepdims=True)
+    others = np.take_along_axis(np.where(always, 0.0, mass), order, axis=-1)
+    held = np.where(always, mass, 0.0).sum(axis=-1, keepdims=True)
+    before = np.empty(scores.shape)
+    np.put_along_axis(before, order, held + np.cumsum(others, axis=-1) - others, axis=-1)
+    return before
 
 
 def _per_head(number: int | np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,13 @@ class Library:
     """``(f, arrays, dout) -> (f(*arrays), gradients)``, where the library can; or None."""
 
     def value(self, value: Any) -> Any:
-        """A value of an option: arrays are brought over, others stay as they are."""
-        return self.asarray(value) if isinstance(value, np.ndarray) else value
+        """A value of an option: arrays, and those in a bias, are brought over; others stay."""
+        if isinstance(value, np.ndarray):
+            return self.asarray(value)
+        if is_dataclass(value) and not isinstance(value, type):
+            parts = {f.name: self.value(getattr(value, f.name)) for f in fields(value)}
+            return replace(value, **parts)
+        return value
 
 
 def _numpy() -> Library:
@@ -54,12 +59,18 @@ def _torch() -> Library:
             raise RuntimeError("the output is not differentiable")
         return out, torch.autograd.grad(out, inputs, dout, allow_unused=True)
 
-    return Library(
-        "torch",
-        lambda array: torch.from_numpy(array.copy()),
-        lambda tensor: tensor.detach().cpu().numpy(),
-        differentiate,
-    )
+    def asarray(array: np.ndarray) -> Array:  # of bfloat16, which NumPy and PyTorch name apart
+        if array.dtype.name != "bfloat16":
+            return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+
+    def to_numpy(tensor: Array) -> np.ndarray:
+        tensor = tensor.detach().cpu()
+        if tensor.dtype != torch.bfloat16:
+            return np.asarray(tensor)
+        return np.asarray(tensor.contiguous().view(torch.int16)).view("bfloat16")
+
+    return Library("torch", asarray, to_numpy, differentiate)
 
 
 def _jax() -> Library:
@@ -84,6 +95,11 @@ def find_library(library: str | Library, dtype: str) -> Library:
             library = MAKERS[library]()
         except ModuleNotFoundError as error:
             raise CannotCheck(f"the package {error.name} is missing") from error
+    if dtype == "bfloat16":
+        try:
+            importlib.import_module("ml_dtypes")  # makes the name known to NumPy
+        except ModuleNotFoundError as error:
+            raise CannotCheck("bfloat16 needs the package ml_dtypes") from error
     there = library.to_numpy(library.asarray(np.zeros(1, dtype)))
     if there.dtype.name != dtype:
         raise CannotCheck(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from topk_np.testing.biases import PairFunction, added
 from topk_np.testing.close import EPSILON
 
 SHOWN = 300  # elements of an array that are worth printing
@@ -18,8 +19,7 @@ class Printed:
 
     def __repr__(self) -> str:
         """See the class."""
-        parts = (f"{f.name}={as_code(getattr(self, f.name))}" for f in fields(self))  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return _made(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,9 +59,20 @@ class AttentionProblem(Printed):
 
     @property
     def k(self) -> int | None:
-        """How many keys a query keeps; None: all."""
-        k: int | None = self.options.get("k")
+        """How many keys a query keeps at most; None: all."""
+        k: int | None = self.options.get("k", self.options.get("max_k"))
         return k
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(..., Q, 1): where the queries stand among the keys, of all heads or of each."""
+        offset = np.asarray(self.options.get("query_offset", 0))[..., None, None]
+        return np.asarray(offset + np.arange(self.queries)[:, None])
+
+    @property
+    def bias(self) -> np.ndarray:
+        """(..., Q, N), or what broadcasts to as much: what is added to the scores, in float64."""
+        return added(self.options.get("bias"), self.positions, np.arange(self.keys))
 
     @property
     def scale(self) -> float:
@@ -91,8 +102,7 @@ class AttentionProblem(Printed):
         query, key, value = map(_largest, self.arrays)
         dout, scale = _largest(self.dout), abs(self.scale)
         width, value_width = self.query.shape[-1], self.value.shape[-1]
-        bias = self.options.get("bias")
-        score = scale * width * query * key + (0 if bias is None else _largest(bias))
+        score = scale * width * query * key + _largest(self.bias)
         kept = 1 - self.options.get("dropout", (0.0, 0))[0]
         dscore = 2 * value_width * value * dout / kept
         sharers = self.queries * max(math.prod(self.lead), 1)
@@ -117,16 +127,17 @@ class AttentionProblem(Printed):
         """What two computed scores of one query may be off by, together."""
         query, key, _ = map(_largest, self.arrays)
         width = self.query.shape[-1]
-        bias = self.options.get("bias")
-        score = abs(self.scale) * width * query * key + (0 if bias is None else _largest(bias))
+        score = abs(self.scale) * width * query * key + _largest(self.bias)
         error: float = 2 * (width + 4) * EPSILON[self.query.dtype.name] * score
         return error
 
 
 def as_code(value: Any) -> str:
-    """An array, number or dict of these as Python code; of a large array its shape alone."""
+    """A problem, or what it is made of, as Python code; of a large array its shape alone."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {as_code(item)}" for key, item in value.items()) + "}"
+    if is_dataclass(value) and not isinstance(value, PairFunction):
+        return _made(value)
     if not isinstance(value, np.ndarray):
         return repr(value)
     if value.size > SHOWN:
@@ -135,6 +146,12 @@ def as_code(value: Any) -> str:
         return f"np.zeros({value.shape}, {value.dtype.name!r})"
     numbers = repr(value.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
     return f"np.array({numbers}, {value.dtype.name!r})"
+
+
+def _made(one: Any) -> str:
+    """A dataclass as the code that makes it."""
+    parts = (f"{f.name}={as_code(getattr(one, f.name))}" for f in fields(one))
+    return f"{type(one).__name__}({', '.join(parts)})"
 
 
 def _largest(array: np.ndarray) -> float:

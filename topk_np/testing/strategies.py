@@ -20,8 +20,10 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from topk_np.relative import ALiBi, T5Bias
+from topk_np.testing.biases import BIAS_FUNCTIONS, MASK_FUNCTIONS
 from topk_np.testing.problems import AttentionProblem
-from topk_np.testing.rows import Rows, biases, hidden, rows
+from topk_np.testing.rows import WHOLE, Rows, biases, hidden, rows
 from topk_np.testing.subject import check_names
 
 NUMBERS = ("whole", "normal", "extreme")
@@ -38,10 +40,19 @@ OPTIONS = (
     "softcap",
     "dropout",
     "always_keep",
+    "p",
+    "max_k",
     "chunk_size",
 )
 """The options of attention that can be drawn."""
-BY_POSITION = ("always_keep", "is_causal", "window")
+FORMS = {
+    "mask_function": "mask",
+    "bias_function": "bias",
+    "alibi": "bias",
+    "t5_bias": "bias",
+}
+"""Forms of an option that not everyone takes who names it: the option that each is passed as."""
+BY_POSITION = ("always_keep", "is_causal", "window", *FORMS)
 WIDTHS = (1, 4)  # their default scale is a power of two, so that whole numbers' scores are exact
 LARGE = 2.0**5  # so many times larger, the products of rows are still below float16's largest
 
@@ -71,8 +82,11 @@ def attention_problems(
         The fewest.
     options : collection of str
         The options of `topk_np.topk_attention` that may be drawn, by default all that are known
-        here. Where one needs positions and "query_offset" is not among them, there are as many keys
-        as queries. "k" is drawn for every problem, the others for some.
+        here but the forms. Where one needs positions and "query_offset" is not among them, there
+        are as many keys as queries. "k" is drawn for every problem, "p" instead for some, with
+        "max_k", and the others for some. Forms are drawn where they are named: "mask_function", a
+        mask that is a function of positions; and a bias that is one, "bias_function", or an
+        `topk_np.ALiBi`, "alibi", or a `topk_np.T5Bias`, "t5_bias".
     required : collection of str, default ()
         Those that every problem has.
     leading_axes : int, optional
@@ -100,7 +114,7 @@ def attention_problems(
     ...     assert out.shape == problem.dout.shape
     >>> test_the_output_has_a_row_for_each_query()
     """
-    check_names("options", options, OPTIONS)
+    check_names("options", options, (*OPTIONS, *FORMS))
     axes = draw(st.integers(0, 2)) if leading_axes is None else leading_axes
     lead = draw(st.tuples(*[st.integers(1, 2)] * axes))
     if "query_offset" not in options and any(name in options for name in BY_POSITION):
@@ -117,10 +131,14 @@ def attention_problems(
         keys.numbers("value", value_width).astype(dtype),
         queries.numbers("value", value_width).astype(dtype),
     )
+    placed = False
     for name, values in _values(problem, queries, keys).items():
-        if name in options and (name in required or name == "k" or draw(st.booleans())):
-            problem = problem.given(**{name: draw(values())})
-    placed = any(name in problem.options for name in BY_POSITION)
+        # There is one rule: k, or p with max_k.
+        always = name in required or name == "k" or (name == "max_k" and "p" in problem.options)
+        if name in options and (always or (name != "max_k" and draw(st.booleans()))):
+            problem = problem.without("k") if name == "p" else problem
+            problem = problem.given(**{FORMS.get(name, name): draw(values())})
+            placed = placed or name in BY_POSITION
     if placed and problem.queries != problem.keys and "query_offset" not in problem.options:
         return problem.given(query_offset=draw(st.integers(0, problem.keys)))
     return problem
@@ -142,15 +160,32 @@ def _values(
         one = st.integers(0, most)
         return one | hnp.arrays(np.int64, problem.lead, elements=one) if problem.lead else one
 
+    def slopes() -> st.SearchStrategy[np.ndarray]:
+        return hnp.arrays(np.int8, problem.lead, elements=st.sampled_from([0, 1, 2])).map(
+            lambda halves: np.asarray(halves / 2, dtype)
+        )
+
+    def tables() -> st.SearchStrategy[np.ndarray]:
+        shapes = st.integers(4, 6).map(lambda buckets: (buckets, *problem.lead))
+        return hnp.arrays(np.int8, shapes, elements=st.sampled_from(WHOLE.tolist()))
+
     return {
         "k": lambda: st.integers(1, problem.keys + 1),
+        "p": lambda: st.sampled_from([0.5, 0.9, 1.0]),
+        "max_k": lambda: st.integers(1, problem.keys + 1),
         "mask": lambda: one_of_some_shapes(~hidden(queries, keys)),
+        "mask_function": lambda: st.sampled_from(MASK_FUNCTIONS),
         "is_causal": lambda: st.just(True),
         "query_offset": lambda: per_head(problem.keys),
         "window": lambda: st.tuples(side, side),
         "query_lengths": lambda: per_head(problem.queries),
         "key_lengths": lambda: per_head(problem.keys),
         "bias": lambda: one_of_some_shapes(biases(queries, keys).astype(dtype)),
+        "bias_function": lambda: st.sampled_from(BIAS_FUNCTIONS),
+        "alibi": lambda: slopes().map(ALiBi),
+        "t5_bias": lambda: st.builds(
+            T5Bias, tables().map(lambda t: t.astype(dtype)), st.booleans(), st.integers(4, 9)
+        ),
         "scale": lambda: st.sampled_from([1.0, 0.5, 0.3]),
         "softcap": lambda: st.sampled_from([1.0, 5.0]),
         "dropout": lambda: st.tuples(st.sampled_from([0.5, 0.1]), st.integers(0, 2**32 - 1)),

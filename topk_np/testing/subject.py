@@ -19,7 +19,7 @@ from topk_np.testing.report import Raised
 
 Implementation = Callable[..., Any]
 
-DTYPES = ("float16", "float32", "float64")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 def check_names(argument: str, names: Collection[str], known: Collection[str]) -> None:

@@ -10,12 +10,12 @@ from hypothesis.strategies import SearchStrategy
 
 from topk_np.testing.definition import Solution, solve
 from topk_np.testing.problems import AttentionProblem
-from topk_np.testing.strategies import OPTIONS, attention_problems
+from topk_np.testing.strategies import FORMS, OPTIONS, attention_problems
 from topk_np.testing.subject import Subject, near
 
 Rows = np.ndarray | bool
 
-DEFINED = tuple(name for name in OPTIONS if name != "dropout")
+DEFINED = tuple(name for name in (*OPTIONS, *FORMS) if name != "dropout")
 """The options that leave no doubt about the result."""
 
 
@@ -25,7 +25,7 @@ class Attention(Subject):
 
     leading_axes: int | None = None
 
-    KNOWN = (*OPTIONS, "return_lse")
+    KNOWN = (*OPTIONS, *FORMS, "return_lse", "memory_budget", "workers")
 
     def problems(
         self,

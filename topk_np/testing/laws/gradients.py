@@ -40,6 +40,11 @@ def gradients_chunk_size(subject: Attention, problem: AttentionProblem) -> None:
     gradients_agree(subject, problem)
 
 
+def gradients_t5_bias(subject: Attention, problem: AttentionProblem) -> None:
+    """The table of a T5Bias has a gradient too, summed over the pairs that share a bucket."""
+    gradients_agree(subject, problem)
+
+
 def gradients_masked_rows(subject: Attention, problem: AttentionProblem) -> None:
     """A query that may attend to no key gets no gradient, and gives none."""
     gradients_agree(subject, problem, alone=True)
@@ -81,6 +86,7 @@ LAWS = (
         ("chunk_size",),
         differentiates=True,
     ),
+    Law(gradients_t5_bias, lambda s: s.problems("t5_bias"), ("t5_bias",), differentiates=True),
     Law(gradients_masked_rows, with_a_hidden_query, ("mask",), differentiates=True),
     HidesKeys(gradients_masked_nan, with_a_hidden_key, differentiates=True),
     Law(gradients_long, long_problems, differentiates=True, examples=15),

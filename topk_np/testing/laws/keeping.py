@@ -38,6 +38,11 @@ def ties(subject: Attention, problem: AttentionProblem) -> None:
         raise AssertionError(f"query {at} keeps the keys {kept}, not {expected}")
 
 
+def mass(subject: Attention, problem: AttentionProblem) -> None:
+    """With p a query keeps the fewest best keys that hold this share of the dense weights."""
+    agrees(subject, problem)
+
+
 def always_keep(subject: Attention, problem: AttentionProblem) -> None:
     """Sinks and the nearest keys are kept beside the k best of the others."""
     agrees(subject, problem)
@@ -63,6 +68,7 @@ LAWS = (
     Law(all_kept, lambda s: s.problems("k"), ("k",)),
     Law(exactly_k, _with_ties, ("k",)),
     Law(ties, _with_ties, ("k",)),
+    Law(mass, lambda s: s.problems("p", optional=("max_k", "always_keep")), ("p",)),
     Law(
         always_keep,
         lambda s: s.problems("k", "always_keep", optional=("query_offset",)),

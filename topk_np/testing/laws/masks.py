@@ -18,6 +18,11 @@ def mask(subject: Attention, problem: AttentionProblem) -> None:
     agrees(subject, problem)
 
 
+def mask_function(subject: Attention, problem: AttentionProblem) -> None:
+    """A mask may be a function of the positions of queries and keys."""
+    agrees(subject, problem)
+
+
 def causal(subject: Attention, problem: AttentionProblem) -> None:
     """A causal query attends to its own position and those before."""
     agrees(subject, problem)
@@ -97,6 +102,11 @@ class HidesKeys(Law[Attention]):
 
 LAWS = (
     Law(mask, lambda s: s.problems("mask"), ("mask",)),
+    Law(
+        mask_function,
+        lambda s: s.problems("mask_function", optional=("query_offset",)),
+        ("mask_function",),
+    ),
     Law(
         causal,
         lambda s: s.problems("is_causal").map(lambda p: p.without("query_offset")),

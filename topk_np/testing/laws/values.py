@@ -13,6 +13,8 @@ from topk_np.testing.laws.base import DEFINED, Attention, agrees
 from topk_np.testing.problems import AttentionProblem
 from topk_np.testing.subject import near
 
+PLACED = ("query_offset",)  # an option that those by position are drawn with
+
 
 def values(subject: Attention, problem: AttentionProblem) -> None:
     """The output is softmax(query keyᵀ / sqrt(D)) value, over the k best keys if it names k."""
@@ -31,6 +33,21 @@ def softcap(subject: Attention, problem: AttentionProblem) -> None:
 
 def bias(subject: Attention, problem: AttentionProblem) -> None:
     """A bias is added to the scores, after scale and softcap."""
+    agrees(subject, problem)
+
+
+def bias_function(subject: Attention, problem: AttentionProblem) -> None:
+    """A bias may be a function of the positions of queries and keys."""
+    agrees(subject, problem)
+
+
+def alibi(subject: Attention, problem: AttentionProblem) -> None:
+    """An ALiBi takes slope |i - j| from the score of a query at i and a key at j."""
+    agrees(subject, problem)
+
+
+def t5_bias(subject: Attention, problem: AttentionProblem) -> None:
+    """A T5Bias adds the value of its table for the range that the distance j - i is in."""
     agrees(subject, problem)
 
 
@@ -104,6 +121,9 @@ LAWS = (
     Law(scale, lambda s: s.problems("scale"), ("scale",)),
     Law(softcap, lambda s: s.problems("softcap"), ("softcap",)),
     Law(bias, lambda s: s.problems("bias"), ("bias",)),
+    Law(bias_function, lambda s: s.problems("bias_function", optional=PLACED), ("bias_function",)),
+    Law(alibi, lambda s: s.problems("alibi", optional=PLACED), ("alibi",)),
+    Law(t5_bias, lambda s: s.problems("t5_bias", optional=PLACED), ("t5_bias",)),
     Law(extreme, lambda s: s.problems(numbers=("extreme",))),
     Law(poisoned, lambda s: s.problems()),
     Law(lse, lambda s: s.problems(), ("return_lse",)),
