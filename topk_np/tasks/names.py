@@ -51,7 +51,7 @@ def load(name: str, /, *, seed: int = 0, **sizes: int) -> Task:
     >>> from topk_np.tasks import load
     >>> task = load("listops", train=1000, validation=100, test=100)
     >>> task.name, task.vocabulary, task.classes, task.train.tokens.shape
-    ('listops 12-48', 16, 10, (1000, 48))
+    ('listops 12-48', 16, 10, (1000, 39))
     """
     if name not in TASKS:
         raise ValueError(f"name must be one of {', '.join(TASKS)}, got {name!r}")
