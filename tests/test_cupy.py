@@ -118,10 +118,22 @@ def dense_attention(options: dict[str, Any]) -> tuple[Callable[[], Any], Callabl
     return fwd, lambda: topk_np.dense_attention_bwd(residuals, out)
 
 
+def short_heads(options: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The same of dense attention of many short heads, without chunks."""
+    query, key, value = normal(2, 3, 8, 16), normal(2, 3, 9, 16), normal(2, 3, 9, 12)
+
+    def fwd() -> Any:
+        return topk_np.dense_attention_fwd(query, key, value, **options)
+
+    out, residuals = fwd()
+    return fwd, lambda: topk_np.dense_attention_bwd(residuals, out)
+
+
 CASES = [
     *(pytest.param(attention, ATTENTION[name], id=name) for name in ATTENTION),
     *(pytest.param(ffn, FFN[name], id=name) for name in FFN),
     pytest.param(dense_attention, ATTENTION["causal"], id="dense"),
+    pytest.param(short_heads, {}, id="short heads"),
     *(
         pytest.param(call, OPTIONS, id=f"{call.__name__} options")
         for call in (attention, dense_attention)

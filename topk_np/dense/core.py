@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from topk_np._namespace import Array, Filled, array_namespace, cast
+from topk_np._namespace import Array, Filled, array_namespace, cast, is_cupy
 from topk_np.activations import logsumexp
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.kernels.masked import masked_matmul
@@ -42,7 +42,7 @@ class _Chunk(NamedTuple):
     """What dropout multiplies the weights by."""
     weights: Array
     whole: bool
-    """Whether all are allowed."""
+    """Whether all are allowed, as far as is known."""
 
     def where_allowed(self, matrix: Array) -> Array:
         """A matrix (C, n), 0 where nothing is allowed."""
@@ -138,7 +138,7 @@ def _weigh(problem: Problem, task: Task) -> _Chunk:
     linear = problem.linear(part, task, keys)
     activated = problem.activation.value(scores)
     allowed = scores != -xp.inf
-    whole = bool(xp.all(allowed))
+    whole = not is_cupy(xp) and bool(xp.all(allowed))  # a GPU would have to be waited for
     weights = activated if linear is None else activated * linear
     factors = None
     if problem.dropout is not None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from array_api_compat import device
 
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, cast, is_cupy
 from topk_np.activations import ACTIVATIONS
 from topk_np.chunking import slices
 from topk_np.kernels import engine
@@ -27,11 +27,16 @@ PACKED = 2**16  # scores of the heads that are taken together
 
 
 def stacks(problem: Problem) -> bool:
-    """Whether this is attention of many short heads, without any option that goes head by head."""
+    """
+    Whether this is attention of many short heads, without any option that goes head by head.
+
+    Not on a GPU, which would have to be waited for to see whether all is finite.
+    """
     mask = problem.mask
     others = (problem.bias, problem.softcap, problem.dropout, problem.key_bias, problem.value_bias)
     return (
-        math.prod(problem.batch) > 1
+        not is_cupy(problem.xp)
+        and math.prod(problem.batch) > 1
         and 0 < problem.queries * problem.keys <= SHORT
         and problem.activation is ACTIVATIONS["softmax"]
         and problem.gate is None
