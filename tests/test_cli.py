@@ -72,7 +72,8 @@ def test_fetch_errors_are_one_line(
         (["demo", "--k", "8", "x"], "argument --k: must be an integer, got 'x'"),
         (["demo", "--tokens", "-3"], "argument --tokens: must be at least 1, got -3"),
         (["demo", "--k"], "topk_np demo: error: argument --k: expected at least one argument"),
-        (["train"], "topk_np: error: argument COMMAND: invalid choice: 'train'"),
+        (["race"], "topk_np: error: argument COMMAND: invalid choice: 'race'"),
+        (["train", "chess"], "topk_np train: error: argument TASK: invalid choice: 'chess'"),
         ([], "topk_np: error: the following arguments are required: COMMAND"),
     ],
 )

@@ -222,7 +222,7 @@ def cumulative_sum(xp: Namespace, matrix: Array) -> Array:
 
 def put(array: Array, index: Any, values: Array) -> Array:
     """`array`, our own, with `values` at `index`: the same array, or a new one in JAX."""
-    if array_api_compat.is_jax_array(array):
+    if not isinstance(array, np.ndarray) and array_api_compat.is_jax_array(array):
         return array.at[index].set(values)
     array[index] = values
     return array
@@ -230,7 +230,7 @@ def put(array: Array, index: Any, values: Array) -> Array:
 
 def add_at(array: Array, index: Any, values: Array) -> Array:
     """Like `put`, with `values` added."""
-    if array_api_compat.is_jax_array(array):
+    if not isinstance(array, np.ndarray) and array_api_compat.is_jax_array(array):
         return array.at[index].add(values)
     array[index] += values
     return array

@@ -8,15 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from topk_np import __version__
-from topk_np.commands import bench, check, demo, fetch, generate, selftest
+from topk_np.commands import bench, check, demo, fetch, generate, selftest, train
 from topk_np.commands.options import CommandError, Parser
 
-COMMANDS = (fetch, demo, generate, bench, selftest, check)  # in the order of --help
+COMMANDS = (fetch, demo, generate, train, bench, selftest, check)  # in the order of --help
 
 EXTRAS = {
     "gguf": "demo",
     "hypothesis": "testing",
     "matplotlib": "demo",
+    "safetensors": "train",
     "tokenizers": "demo",
     "tqdm": "demo",
 }
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        extra = "bench" if options.name == "bench" else EXTRAS[error.name]
+        own = options.name in ("bench", "train")
+        extra = options.name if own else EXTRAS[error.name]
         return _fail(
             options.name,
             f"the package {error.name} is missing: pip install 'topk_np[{extra}]'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,11 @@ def of_head(array: Array, head: Head) -> Array:
     return array[(*own_place(array.shape[:-2], head), slice(None), slice(None))]
 
 
+@lru_cache(4096)  # asked for every array of every head
 def own_place(lead: tuple[int, ...], head: Head) -> Head:
     """The place of a head among leading axes that broadcast to the heads'."""
     own = head[len(head) - len(lead) :]
-    if 1 not in lead:
-        return own
-    return tuple([0 if length == 1 else i for length, i in zip(lead, own, strict=True)])
+    return tuple(0 if length == 1 else i for length, i in zip(lead, own, strict=True))
 
 
 def column(xp: Namespace, first: int, count: int, like: Array) -> Array:

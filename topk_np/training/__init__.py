@@ -1,18 +1,32 @@
 """Training on parameters that are nested dicts of arrays: no state but what is passed along."""
 
 from topk_np.training.adamw import AdamWState, adamw, adamw_init
+from topk_np.training.classifier import (
+    Classifier,
+    classifier,
+    classifier_bwd,
+    classifier_fwd,
+)
 from topk_np.training.clipping import clip_by_global_norm
+from topk_np.training.encoder import Encoder, encoder_block_bwd, encoder_block_fwd
 from topk_np.training.params import ParamsError, load_params, save_params
 from topk_np.training.schedules import constant, warmup_cosine, warmup_linear
 from topk_np.training.trees import flatten, tree_map, unflatten
 
 __all__ = [
     "AdamWState",
+    "Classifier",
+    "Encoder",
     "ParamsError",
     "adamw",
     "adamw_init",
+    "classifier",
+    "classifier_bwd",
+    "classifier_fwd",
     "clip_by_global_norm",
     "constant",
+    "encoder_block_bwd",
+    "encoder_block_fwd",
     "flatten",
     "load_params",
     "save_params",

@@ -1,0 +1,119 @@
+"""The classifier: gradients as slopes however it attends, padding that counts for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from tests.backends import Backend
+from tests.oracles import assert_close
+from topk_np.training import (
+    Classifier,
+    Encoder,
+    classifier,
+    classifier_bwd,
+    classifier_fwd,
+    flatten,
+    tree_map,
+    unflatten,
+)
+from topk_np.training.encoder import PAIRS
+
+ATTENTIONS = tuple(PAIRS)
+MODEL = Classifier(vocabulary=7, classes=3, length=6, layers=2, width=4, hidden=5)
+
+
+def problem(model: Classifier, seed: int = 0) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Parameters in double precision, padded tokens, lengths, and the gradient to send back."""
+    rng = np.random.default_rng(seed)
+    params = tree_map(lambda a: a + 0.3 * rng.standard_normal(a.shape), model.init(rng))
+    lead = (3, 2) if model.pairs else (3,)
+    tokens = rng.integers(0, model.vocabulary, (*lead, model.length))
+    return (
+        params, tokens, rng.integers(1, model.length + 1, lead), rng.standard_normal((3, 3))
+    )  # fmt: skip
+
+
+@given(
+    attention=st.sampled_from(ATTENTIONS),
+    pairs=st.booleans(),
+    ffn_k=st.none() | st.just(2),
+    recompute=st.booleans(),
+    seed=st.integers(0, 9),
+)
+@example("dense", True, 2, True, 0)
+@example("chunked", False, None, False, 0)
+@example("topk", True, None, True, 0)
+@example("performer", False, 2, False, 0)
+@example("rfa", True, None, False, 0)
+def test_gradients_are_slopes(
+    attention: str, pairs: bool, ffn_k: int | None, recompute: bool, seed: int
+) -> None:
+    encoder = Encoder(2, attention, k=2, ffn_k=ffn_k, features=8, chunk_size=2, recompute=recompute)
+    model = replace(MODEL, pairs=pairs, encoder=encoder)
+    params, tokens, lengths, dlogits = problem(model, seed)
+    _, residuals = classifier_fwd(tokens, params, model, lengths=lengths)
+    grads = flatten(classifier_bwd(residuals, dlogits))
+    assert list(grads) == list(flatten(params))
+    rng = np.random.default_rng(seed)
+    direction = {name: rng.standard_normal(array.shape) for name, array in grads.items()}
+
+    def loss(step: float) -> float:
+        moved = {name: a + step * direction[name] for name, a in flatten(params).items()}
+        return float(np.sum(dlogits * classifier(tokens, unflatten(moved), model, lengths=lengths)))
+
+    slope = sum(float(np.sum(grads[name] * direction[name])) for name in grads)
+    h = 1e-6
+    above, below = (loss(h) - loss(0)) / h, (loss(0) - loss(-h)) / h
+    assume(abs(above - below) < 1e-3 * (1 + abs(slope)))  # no kink of a selection or ReLU between
+    assert abs((above + below) / 2 - slope) < 1e-5 * (1 + abs(slope))
+
+
+def test_recomputed_gradients_are_those_kept_bit_for_bit() -> None:
+    params, tokens, lengths, dlogits = problem(MODEL)
+    found = []
+    for recompute in (False, True):
+        model = replace(MODEL, encoder=Encoder(2, "topk", k=2, recompute=recompute))
+        _, residuals = classifier_fwd(tokens, params, model, lengths=lengths)
+        found.append(flatten(classifier_bwd(residuals, dlogits)))
+    for name in found[0]:
+        assert found[0][name].tobytes() == found[1][name].tobytes()
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_padding_counts_for_nothing(attention: str) -> None:
+    model = replace(MODEL, encoder=Encoder(2, attention, k=2, features=8))
+    params, tokens, lengths, _ = problem(model)
+    logits = classifier(tokens, params, model, lengths=lengths)
+    for row, length in enumerate(lengths):
+        other = tokens.copy()
+        other[row, length:] = 1
+        assert_close(classifier(other, params, model, lengths=lengths), logits, size=10.0)
+        alone = classifier(tokens[row : row + 1, :length], params, model)
+        assert_close(alone, logits[row : row + 1], size=1e3)
+
+
+def test_topk_with_all_keys_and_chunks_are_dense(xp: Backend) -> None:
+    params, tokens, lengths, _ = problem(MODEL)
+    params, tokens, lengths = tree_map(xp.asarray, params), *xp.arrays(tokens, lengths)
+    dense, *others = (
+        xp.to_numpy(classifier(tokens, params, replace(MODEL, encoder=encoder), lengths=lengths))
+        for encoder in (
+            Encoder(2),
+            Encoder(2, "topk", k=6),
+            Encoder(2, "chunked", chunk_size=2),
+            Encoder(2, ffn_k=5),
+        )
+    )
+    for other in others:
+        assert_close(other, dense, size=100.0)
+
+
+def test_an_unknown_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention must be one of dense, chunked, .* got 'full'"):
+        Encoder(attention="full")

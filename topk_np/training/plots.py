@@ -1,0 +1,118 @@
+"""Pictures of runs: loss and accuracy against steps and time, accuracy against k at test time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topk_np.training.records import Line
+
+INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
+# Told apart by colour-blind readers.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a06a00")
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.titlesize": 12,
+    "legend.frameon": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
+WINDOW = 50  # steps whose mean is one point of a curve
+
+
+def plot_training(
+    path: Path, title: str, runs: Mapping[str, Sequence[Line]], baselines: Mapping[str, float]
+) -> None:
+    """Loss of the batches and accuracy on the validation split, against steps and against time."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 8), layout="constrained")
+        figure.suptitle(title, x=0.012, ha="left", weight="bold", size=14)
+        panels = figure.subplots(2, 2, sharey="row")
+        for (name, lines), colour in zip(runs.items(), COLOURS, strict=False):
+            steps = [line for line in lines if "split" not in line]
+            times = {line["step"]: line["seconds"] for line in steps}
+            tested = [line for line in lines if line.get("split") == "validation"]
+            smooth = _means(steps)
+            for column, place in enumerate((lambda step: step, times.__getitem__)):
+                for row, (points, what) in enumerate(((smooth, "loss"), (tested, "accuracy"))):
+                    panels[row][column].plot(
+                        [place(point["step"]) for point in points],
+                        [point[what] for point in points],
+                        color=colour,
+                        label=name,
+                        linewidth=1.8,
+                    )
+        for axes, label in zip(panels[1], ("step", "seconds of training"), strict=True):
+            axes.set_xlabel(label)
+            _baselines(axes, baselines)
+        panels[0][0].set_title("Loss of the batches")
+        panels[1][0].set_title("Accuracy on the validation split")
+        panels[0][1].legend()
+        figure.savefig(path, dpi=130)
+
+
+def plot_swaps(
+    path: Path,
+    title: str,
+    runs: Mapping[str, Mapping[str, float]],
+    baselines: Mapping[str, float],
+) -> None:
+    """Accuracy on the test split against the k of attention at test time, dense at the right."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+        figure.suptitle(title, x=0.012, ha="left", weight="bold", size=14)
+        axes = figure.subplots()
+        ks = sorted({int(k) for swaps in runs.values() for k in swaps if k != "dense"})
+        places = {str(k): i for i, k in enumerate(ks)} | {"dense": len(ks)}
+        for (name, swaps), colour in zip(runs.items(), COLOURS, strict=False):
+            known = sorted(swaps, key=places.__getitem__)
+            heights = [swaps[k] for k in known]
+            axes.plot([places[k] for k in known], heights, color=colour, marker="o", label=name)
+        axes.set_xticks(list(places.values()), list(places))
+        axes.set_xlabel("keys kept for each query at test time")
+        axes.set_title("Accuracy on the test split")
+        axes.margins(x=0.06, y=0.12)
+        _baselines(axes, baselines)
+        axes.legend()
+        figure.savefig(path, dpi=130)
+
+
+def _means(lines: Sequence[Line]) -> list[Line]:
+    """The mean loss of every so many steps, at the last of them."""
+    window = max(1, min(WINDOW, len(lines) // 20))
+    whole = [lines[i : i + window] for i in range(0, len(lines), window)]
+    return [
+        {"step": some[-1]["step"], "loss": float(np.mean([line["loss"] for line in some]))}
+        for some in whole
+    ]
+
+
+def _baselines(axes: Any, baselines: Mapping[str, float]) -> None:
+    """A dashed line for what needs no model."""
+    for name, accuracy in baselines.items():
+        axes.axhline(accuracy, color=QUIET, linestyle="--", linewidth=1)
+        axes.annotate(
+            name,
+            (0.995, accuracy),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            size=9,
+            color=QUIET,
+        )

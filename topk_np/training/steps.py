@@ -1,0 +1,79 @@
+"""One step of training, and the accuracy on a split."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from topk_np._namespace import Array
+from topk_np.layers import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
+from topk_np.tasks import Examples
+from topk_np.training.adamw import adamw
+from topk_np.training.batches import longest
+from topk_np.training.classifier import Classifier, classifier, classifier_bwd, classifier_fwd
+from topk_np.training.clipping import clip_by_global_norm
+from topk_np.training.records import State
+from topk_np.training.schedules import constant
+from topk_np.training.settings import Settings
+from topk_np.training.trees import Tree, tree_map
+from topk_np.workers import Crew
+
+TESTED = 64  # examples at once
+
+
+class Measured(NamedTuple):
+    """How a model did on some examples."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+    """Without padding."""
+    norm: float = 0.0
+    """Of the gradients, before they are clipped."""
+
+
+def take_step(
+    model: Classifier, state: State, batch: Examples, settings: Settings
+) -> tuple[State, Measured]:
+    """The state after a step on a batch, and how the model did before it."""
+    # 1 logits = classifier(batch)
+    # 2 loss = cross_entropy(logits, labels)
+    # 3 gradients, clipped
+    # 4 parameters and moments, moved on
+    logits, residuals = classifier_fwd(batch.tokens, state.params, model, lengths=batch.lengths)
+    loss, loss_residuals = cross_entropy_fwd(logits, batch.labels)
+    grads = classifier_bwd(residuals, cross_entropy_bwd(loss_residuals, 1.0))
+    grads, norm = clip_by_global_norm(grads, settings.CLIP)
+    params, optimiser = adamw(
+        state.params,
+        grads,
+        state.optimiser,
+        learning_rate=constant(settings.learning_rate, warmup=settings.WARMUP)(state.step),
+        weight_decay=settings.WEIGHT_DECAY,
+        decays=tree_map(lambda array: array.ndim > 1, state.params),
+    )
+    measured = _measured(float(loss), logits, batch)._replace(norm=float(norm))
+    return State(params, optimiser, state.seconds), measured
+
+
+def evaluate(model: Classifier, params: Tree, examples: Examples) -> Measured:
+    """How a model does on a split: the mean over its examples."""
+    order = np.argsort(longest(examples), kind="stable")
+    found = []
+    with Crew(1):  # see `train`
+        for start in range(0, len(order), TESTED):
+            some = examples[order[start : start + TESTED]]
+            logits = classifier(some.tokens, params, model, lengths=some.lengths)
+            loss = float(cross_entropy(logits, some.labels))
+            found.append((_measured(loss, logits, some), len(some) / len(examples)))
+    return Measured(
+        sum(one.loss * share for one, share in found),
+        sum(one.accuracy * share for one, share in found),
+        sum(one.tokens for one, _ in found),
+    )
+
+
+def _measured(loss: float, logits: Array, examples: Examples) -> Measured:
+    right = np.mean(np.argmax(logits, axis=1) == examples.labels)
+    return Measured(loss, float(right), int(examples.lengths.sum()))
