@@ -46,7 +46,7 @@ def test_heads_together_equal_heads_one_by_one(xp: Backend, case: Any, packed: i
         patch.setattr(stacked, "PACKED", packed)
         out, residuals = dense_attention_fwd(query, key, value, **options)
         grads = dense_attention_bwd(residuals, dout)
-    assert residuals.stacked == (np.prod(out.shape[:-2]) > 1)
+    assert residuals.stacked == (np.prod(out.shape[:-2]) > 1 and xp.name != "cupy")
     # A chunk size asks for the other way.
     whole = arrays[0].shape[-2]
     wanted, others = dense_attention_fwd(query, key, value, chunk_size=whole, **options)
