@@ -200,7 +200,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Test, print, save and draw."""
     memory = peak_memory()
-    tested = evaluate(model, state.params, task.test)
+    tested = evaluate(model, state.averaged, task.test)
     swaps = dict(_swapped(model, state, task, test_k, tested.accuracy))
     lines = list(read_log(folder))
     tokens = sum(line.get("tokens", 0) for line in lines)
@@ -253,7 +253,7 @@ def _swapped(
     others["dense"] = replace(model.encoder, attention="dense")
     for k, encoder in others.items():
         other = replace(model, encoder=encoder)
-        yield k, own if other == model else evaluate(other, state.params, task.test).accuracy
+        yield k, own if other == model else evaluate(other, state.averaged, task.test).accuracy
 
 
 def _draw(folder: Path, settings: Settings, lines: Sequence[Line], found: dict[str, Any]) -> None:

@@ -76,7 +76,7 @@ def train(
                 )
                 tick(state, measured)
                 if state.step % evaluate_every == 0:
-                    found = evaluate(model, state.params, task.validation)
+                    found = evaluate(model, state.averaged, task.validation)
                     log.write(
                         step=state.step,
                         split="validation",

@@ -43,18 +43,14 @@ def plot_training(
         panels = figure.subplots(2, 2, sharey="row")
         for (name, lines), colour in zip(runs.items(), COLOURS, strict=False):
             steps = [line for line in lines if "split" not in line]
-            times = {line["step"]: line["seconds"] for line in steps}
+            known, seconds = zip(*((line["step"], line["seconds"]) for line in steps), strict=True)
             tested = [line for line in lines if line.get("split") == "validation"]
             smooth = _means(steps)
-            for column, place in enumerate((lambda step: step, times.__getitem__)):
-                for row, (points, what) in enumerate(((smooth, "loss"), (tested, "accuracy"))):
-                    panels[row][column].plot(
-                        [place(point["step"]) for point in points],
-                        [point[what] for point in points],
-                        color=colour,
-                        label=name,
-                        linewidth=1.8,
-                    )
+            for row, (points, what) in enumerate(((smooth, "loss"), (tested, "accuracy"))):
+                at = [point["step"] for point in points]
+                for column, places in enumerate((at, np.interp(at, known, seconds))):
+                    heights = [point[what] for point in points]
+                    panels[row][column].plot(places, heights, color=colour, label=name)
         for axes, label in zip(panels[1], ("step", "seconds of training"), strict=True):
             axes.set_xlabel(label)
             _baselines(axes, baselines)

@@ -14,12 +14,15 @@ from topk_np.training.trees import Tree
 
 Line = dict[str, Any]
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+TREES = ("params", "averaged", "mean", "square")  # of a checkpoint
 
 
 class State(NamedTuple):
     """Everything that a step depends on beside the settings."""
 
     params: Tree
+    averaged: Tree
+    """The running mean of the parameters, which is what is tested."""
     optimiser: AdamWState
     seconds: float = 0.0
     """Time spent on training steps so far."""
@@ -34,12 +37,13 @@ class State(NamedTuple):
     @classmethod
     def first(cls, params: Tree) -> State:
         """Before the first step."""
-        return cls(params, adamw_init(params))
+        return cls(params, params, adamw_init(params))
 
 
 def save_state(folder: Path, settings: Settings, state: State) -> None:
     """Save a checkpoint; there is a whole one at any time."""
-    tree = {"params": state.params, "mean": state.optimiser.mean, "square": state.optimiser.square}
+    trees = state.params, state.averaged, state.optimiser.mean, state.optimiser.square
+    tree = dict(zip(TREES, trees, strict=True))
     about = {
         "settings": settings.dumps(),
         "step": str(state.step),
@@ -51,13 +55,13 @@ def save_state(folder: Path, settings: Settings, state: State) -> None:
 
 def load_state(folder: Path, like: Tree | None = None) -> tuple[Settings, State]:
     """Load a checkpoint, whose parameters are checked against others where given."""
-    whole = None if like is None else dict.fromkeys(("params", "mean", "square"), like)
+    whole = None if like is None else dict.fromkeys(TREES, like)
     tree, about = load_params(folder / CHECKPOINT, like=whole)
     try:
         settings = Settings.loads(about["settings"])
         optimiser = AdamWState(int(about["step"]), tree["mean"], tree["square"])
         times = float(about["seconds"]), float(about["cpu"])
-        state = State(tree["params"], optimiser, *times)
+        state = State(tree["params"], tree["averaged"], optimiser, *times)
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{folder / CHECKPOINT}: not a checkpoint of this command") from error
     return settings, state

@@ -36,6 +36,11 @@ class Settings:
     WARMUP = 100
     """Steps in which the learning rate rises; it is constant then, so any run can be prolonged."""
     WEIGHT_DECAY = 0.01
+    AVERAGE = 0.995
+    """
+    How much of the running mean of the parameters stays in each step. What is tested is this mean:
+    it does for accuracy what a falling learning rate does, and needs no end that is known before.
+    """
     CLIP = 1.0
     """The largest norm of all gradients together."""
     CHUNK = 64

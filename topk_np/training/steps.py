@@ -41,6 +41,7 @@ def take_step(
     # 2 loss = cross_entropy(logits, labels)
     # 3 gradients, clipped
     # 4 parameters and moments, moved on
+    # 5 the running mean of the parameters, whose first terms count for less and less
     logits, residuals = classifier_fwd(batch.tokens, state.params, model, lengths=batch.lengths)
     loss, loss_residuals = cross_entropy_fwd(logits, batch.labels)
     grads = classifier_bwd(residuals, cross_entropy_bwd(loss_residuals, 1.0))
@@ -53,8 +54,10 @@ def take_step(
         weight_decay=settings.WEIGHT_DECAY,
         decays=tree_map(lambda array: array.ndim > 1, state.params),
     )
+    kept = min(settings.AVERAGE, (1 + state.step) / (10 + state.step))
+    averaged = tree_map(lambda old, new: kept * old + (1 - kept) * new, state.averaged, params)
     measured = _measured(float(loss), logits, batch)._replace(norm=float(norm))
-    return State(params, optimiser, state.seconds), measured
+    return state._replace(params=params, averaged=averaged, optimiser=optimiser), measured
 
 
 def evaluate(model: Classifier, params: Tree, examples: Examples) -> Measured:
