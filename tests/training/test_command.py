@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,22 @@ def test_a_damaged_checkpoint_is_refused(here: Path, capsys: pytest.CaptureFixtu
     assert "checkpoint.safetensors: damaged" in fails(capsys, *arguments)
     assert issubclass(ParamsError, ValueError)
     assert not issubclass(TrainError, ValueError)
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tqdm"])
+def test_a_missing_package_is_named_with_its_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    shown = main(["train", "listops", *SMALL, "--steps", "1"]), capsys.readouterr().err
+    assert shown[0] == 2
+    assert f"the package {package} is missing: pip install 'topk_np[train]'" in shown[1]
+
+
+def test_without_matplotlib_there_are_no_plots_and_a_line_that_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert trained("--steps", "1", "--out", "run") == 0
+    assert "No plots: the package matplotlib is missing" in capsys.readouterr().out
+    assert not list((here / "run").glob("*.png"))

@@ -70,6 +70,9 @@ def run(
     KeyboardInterrupt
         After Ctrl-C; the checkpoint is there then.
     """
+    import safetensors  # noqa: F401  not only when the first checkpoint is to be saved
+    import tqdm  # noqa: F401
+
     chosen = Settings(**settings)
     folder = _folder(chosen, out, resume)
     task = make_task(chosen.task)
