@@ -11,9 +11,12 @@ import pytest
 
 import topk_np
 from topk_np import baselines, dask, diagnostics, layers, tasks, testing, training
-from topk_np.tasks import listops
+from topk_np.tasks import listops, pathfinder, pixels
 
-MODULES = (baselines, dask, diagnostics, layers, listops, tasks, testing, training)
+MODULES = (
+    *(baselines, dask, diagnostics, layers, tasks, testing, training),
+    *(listops, pathfinder, pixels),
+)
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS.parent / "notebooks"
 

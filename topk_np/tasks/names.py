@@ -14,11 +14,15 @@ TASKS: dict[str, tuple[str, str, Any]] = {
     "listops-16-64": ("listops", "listops", "16-64"),
     "listops-32-128": ("listops", "listops", "32-128"),
     "listops-lra": ("listops", "listops", "lra"),
+    "pixels": ("pixels", "fashion_mnist", 14),
+    "pixels-784": ("pixels", "fashion_mnist", 28),
+    "pathfinder": ("pathfinder", "pathfinder", 32),
+    "pathfinder-16": ("pathfinder", "pathfinder", 16),
 }
 
 
 class MissingDataError(RuntimeError):
-    """A task's data are not there; the message is one line and says what brings them."""
+    """A task's data are missing or damaged; the message is one line and says what brings them."""
 
 
 def load(name: str, /, *, seed: int = 0, **sizes: int) -> Task:
