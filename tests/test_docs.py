@@ -11,11 +11,11 @@ import pytest
 
 import topk_np
 from topk_np import baselines, dask, diagnostics, layers, tasks, testing, training
-from topk_np.tasks import listops, pathfinder, pixels
+from topk_np.tasks import listops, pathfinder, pixels, text
 
 MODULES = (
     *(baselines, dask, diagnostics, layers, tasks, testing, training),
-    *(listops, pathfinder, pixels),
+    *(listops, pathfinder, pixels, text),
 )
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS.parent / "notebooks"
