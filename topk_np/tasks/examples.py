@@ -44,7 +44,7 @@ class Examples:
         """Some of the examples, by slice or integer array; as long as the longest of them."""
         lengths = self.lengths[places]
         longest = int(lengths.max(initial=1))
-        return Examples(self.tokens[places, :longest], lengths, self.labels[places])
+        return Examples(self.tokens[places][..., :longest], lengths, self.labels[places])
 
     def batch(self, size: int, *, seed: int, step: int) -> Examples:
         """
