@@ -20,7 +20,8 @@ from topk_np.demo import experiment, inputs, report
 from topk_np.demo.experiment import PASS_KEY, Row
 from topk_np.diagnostics import kept_mass
 from topk_np.models import fetch
-from topk_np.models.checkpoint import Model, read_gguf
+from topk_np.models.checkpoint import read_gguf
+from topk_np.models.llama import Llama
 from topk_np.models.scoring import NextTokens
 
 WORDS = "The path of the theme. " * 60
@@ -33,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Path) -> Model:
+def model(tiny: Path) -> Llama:
     """The tiny model."""
     return read_gguf(tiny)
 
@@ -99,7 +100,7 @@ def test_without_options_the_demo_reads_pythons_documentation_with_the_fetched_m
     assert (tmp_path / "topk_np_demo.png").is_file()
 
 
-def test_rows_measure_what_they_are_called(model: Model) -> None:
+def test_rows_measure_what_they_are_called(model: Llama) -> None:
     ids = model.tokenizer.encode(WORDS)[:300]
     prompt = experiment.make_prompt(model.tokenizer, ids)
     ticks: list[None] = []
@@ -119,7 +120,7 @@ def test_rows_measure_what_they_are_called(model: Model) -> None:
 
 
 def test_perplexity_and_accuracy_are_of_the_text_alone(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+    model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = model.tokenizer.encode(WORDS)[:200]
     prompt = experiment.make_prompt(model.tokenizer, ids)
@@ -137,7 +138,7 @@ def test_perplexity_and_accuracy_are_of_the_text_alone(
     assert dense.answer == PASS_KEY
 
 
-def test_the_prompt_hides_the_key_and_keeps_the_length(model: Model) -> None:
+def test_the_prompt_hides_the_key_and_keeps_the_length(model: Llama) -> None:
     ids = model.tokenizer.encode(WORDS)[:250]
     prompt = experiment.make_prompt(model.tokenizer, ids)
     written = model.tokenizer.decode(prompt.ids)
@@ -153,7 +154,7 @@ def test_the_prompt_hides_the_key_and_keeps_the_length(model: Model) -> None:
 
 
 def test_the_time_of_a_run_is_without_that_of_observing(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+    model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
 
@@ -166,7 +167,7 @@ def test_the_time_of_a_run_is_without_that_of_observing(
     def tick() -> None:
         clock[0] += 1
 
-    _, seconds = experiment._timed_run(model.params, prompt, None, None, tick, observe)
+    _, seconds = experiment._timed_run(model, prompt, None, None, tick, observe)
     assert seconds == 2  # one tick a layer
 
 

@@ -15,8 +15,7 @@ import pytest
 from tests.models.tiny import END, TOKENS, fields, write_gguf
 from tests.test_cli import fails
 from topk_np.cli import main
-from topk_np.models import command
-from topk_np.models.checkpoint import read_gguf
+from topk_np.models import command, load_model
 from topk_np.models.decode import generate
 from topk_np.models.fetch import FetchError
 from topk_np.models.sampling import Sampling
@@ -33,8 +32,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, st
 
 def expected(path: Path, prompt: str = PROMPT, **options: Any) -> str:
     """The text that the model writes, made without the command."""
-    model = read_gguf(path)
-    ids = list(generate(model.params, model.tokenizer.encode(prompt), **options))
+    ks = {name: options.pop(name, None) for name in ("attention_k", "ffn_k")}
+    model = load_model(path, **ks)
+    ids = list(generate(model, model.tokenizer.encode(prompt), **options))
     return model.tokenizer.decode(map(int, ids)) + "\n"
 
 
@@ -81,7 +81,7 @@ def test_with_chat_the_prompt_is_a_message_and_the_end_of_the_turn_ends_the_text
         "add_chat_template": "{{ '<|im_start|>system\nDo it<|im_end|>\n' + message }}",
     }
     path = write_gguf(tmp_path / "chat.gguf", metadata=metadata)
-    tokenizer = read_gguf(path).tokenizer
+    tokenizer = load_model(path).tokenizer
     start, end = TOKENS.index("b"), TOKENS.index("c")
     given: list[Any] = []
 
@@ -154,7 +154,10 @@ def test_the_text_comes_piece_by_piece(tiny_gguf: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "gpt2"], "--model must be smollm2 or the path of a GGUF file, got 'gpt2'"),
+        (
+            ["--model", "gpt2"],
+            "--model must be smollm2, the path of a GGUF file or of a folder, got 'gpt2'",
+        ),
         (["--prompt", ""], "--prompt must have 1 to 2047 tokens for this model, got 0"),
         (["--temperature", "-1"], "temperature must be at least 0, got -1.0"),
         (["--temperature", "nan"], "temperature must be finite"),

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.backends import Backend
-from tests.models.test_llama import assert_agrees, params_on
-from tests.models.tiny import EXPECTED, PARAMS
+from tests.models.test_llama import assert_agrees, model_on
+from tests.models.tiny import EXPECTED, MODEL
 from topk_np import KVCache
 from topk_np.models import decode
 from topk_np.models.decode import generate
@@ -20,12 +20,12 @@ from topk_np.models.llama import forward, logits
 from topk_np.models.sampling import Sampling
 
 TOKENS = EXPECTED["input_ids"]
-DEPTH, LENGTH = len(PARAMS.layers), TOKENS.shape[1]
+DEPTH, LENGTH = len(MODEL.params["layers"]), TOKENS.shape[1]
 PROMPT, WRITTEN = EXPECTED["prompt"], EXPECTED["generated"]
 COUNT = WRITTEN.shape[1] - PROMPT.shape[1]
 # With a random output layer of its own the model writes more than one token again and again.
-HEAD = np.random.default_rng(2).standard_normal(PARAMS.head.shape).astype(np.float32)
-VARIED = replace(PARAMS, head=HEAD)
+HEAD = np.random.default_rng(2).standard_normal((96, 32)).astype(np.float32)
+VARIED = replace(MODEL, params={**MODEL.params, "head": HEAD})
 
 
 def run(params: Any, tokens: Any, **options: Any) -> np.ndarray:
@@ -42,15 +42,15 @@ def run(params: Any, tokens: Any, **options: Any) -> np.ndarray:
 def test_positions_read_in_steps_have_the_rows_of_the_full_pass(
     xp: Backend, options: dict[str, Any], sizes: list[int]
 ) -> None:
-    params, tokens = params_on(xp), xp.asarray(TOKENS)
-    full = xp.to_numpy(forward(params, tokens, **options))
-    caches = [KVCache() for _ in params.layers]
+    model, tokens = model_on(xp, **options), xp.asarray(TOKENS)
+    full = xp.to_numpy(forward(model, tokens))
+    caches = [KVCache() for _ in range(DEPTH)]
     start = 0
     for size in [*sizes, LENGTH]:
         stop = min(start + size, LENGTH)
         if start == stop:
             break
-        rows = forward(params, tokens[:, start:stop], caches=caches, **options)
+        rows = forward(model, tokens[:, start:stop], caches=caches)
         assert_agrees(xp.to_numpy(rows), full[:, start:stop])
         assert {len(cache) for cache in caches} == {stop}
         start = stop
@@ -58,8 +58,8 @@ def test_positions_read_in_steps_have_the_rows_of_the_full_pass(
 
 @pytest.mark.parametrize("options", [{}, {"attention_k": 100, "ffn_k": 64}], ids=str)
 def test_greedy_generation_is_that_of_the_reference(xp: Backend, options: dict[str, Any]) -> None:
-    params, prompt = params_on(xp), xp.asarray(PROMPT)
-    ids = list(generate(params, prompt, count=COUNT, **options))
+    model, prompt = model_on(xp, **options), xp.asarray(PROMPT)
+    ids = list(generate(model, prompt, count=COUNT))
     assert {step.dtype for step in ids} == {prompt.dtype}
     written = np.stack([xp.to_numpy(step) for step in ids], axis=-1)
     assert np.array_equal(written, WRITTEN[:, PROMPT.shape[1] :])
@@ -69,10 +69,10 @@ def test_greedy_generation_is_that_of_the_reference(xp: Backend, options: dict[s
 def test_generation_chooses_what_the_full_pass_would_with_the_same_k(
     options: dict[str, Any],
 ) -> None:
-    tokens = PROMPT[0]
-    chosen = run(VARIED, tokens, count=8, **options)
+    tokens, model = PROMPT[0], replace(VARIED, **options)
+    chosen = run(model, tokens, count=8)
     for token in chosen:
-        assert token == np.argmax(logits(VARIED, forward(VARIED, tokens, **options))[-1])
+        assert token == np.argmax(logits(model, forward(model, tokens))[-1])
         tokens = np.append(tokens, token)
     assert not np.array_equal(chosen, run(VARIED, PROMPT[0], count=8))
 
@@ -105,7 +105,7 @@ def test_every_position_after_the_prompt_is_computed_once_and_in_place(
         return out
 
     monkeypatch.setattr(decode, "forward", watched)
-    run(PARAMS, PROMPT, count=5)
+    run(MODEL, PROMPT, count=5)
     assert sizes == [PROMPT.shape[1], 1, 1, 1, 1]
 
 
@@ -122,7 +122,7 @@ def test_sequences_of_a_batch_end_by_themselves(xp: Backend) -> None:
     stop = [int(alone[0][1]), int(alone[1][4])]
     ends = [int(np.argmax(np.isin(row, stop))) for row in alone]
     assert ends == [1, 4]
-    steps = generate(params_on(xp, VARIED), xp.asarray(prompts), count=12, stop=stop)
+    steps = generate(model_on(xp, VARIED), xp.asarray(prompts), count=12, stop=stop)
     got = np.stack([xp.to_numpy(step) for step in steps], axis=-1)
     assert got.shape == (2, 5)
     for row, written, end in zip(got, alone, ends, strict=True):
@@ -131,14 +131,14 @@ def test_sequences_of_a_batch_end_by_themselves(xp: Backend) -> None:
 
 
 def test_without_a_count_the_context_is_filled() -> None:
-    params = replace(PARAMS, config=replace(PARAMS.config, context=PROMPT.shape[1] + 3))
+    params = replace(MODEL, config=replace(MODEL.config, context=PROMPT.shape[1] + 3))
     assert run(params, PROMPT).shape[-1] == 3
     full = np.concatenate([PROMPT, PROMPT[:, :3]], axis=-1)
     assert list(generate(params, full)) == []
 
 
 def test_a_count_of_0_gives_nothing() -> None:
-    assert list(generate(PARAMS, PROMPT, count=0)) == []
+    assert list(generate(MODEL, PROMPT, count=0)) == []
 
 
 @pytest.mark.parametrize(
@@ -153,27 +153,37 @@ def test_a_count_of_0_gives_nothing() -> None:
         ),
         ({"stop": [1, -2]}, ValueError, r"stop\[1\] must be at least 0, got -2"),
         ({"stop": [96]}, ValueError, r"stop must lie in 0 \.\. 95, got 96"),
-        ({"attention_k": 0}, ValueError, "attention_k must be at least 1, got 0"),
-        ({"ffn_k": [1]}, ValueError, "ffn_k must have an entry for each of 2 layers, got 1"),
     ],
 )
 def test_options_are_checked_at_the_call(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        generate(PARAMS, PROMPT, **options)
+        generate(MODEL, PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    ("ks", "message"),
+    [
+        ({"attention_k": 0}, "attention_k must be at least 1, got 0"),
+        ({"ffn_k": [1]}, "ffn_k must have an entry for each of 2 layers, got 1"),
+    ],
+)
+def test_the_k_of_a_model_is_checked_at_the_call(ks: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(replace(MODEL, **ks), PROMPT)
 
 
 def test_tokens_are_checked_at_the_call() -> None:
     with pytest.raises(TypeError, match="tokens must be integers, got dtype float64"):
-        generate(PARAMS, np.zeros(3))
+        generate(MODEL, np.zeros(3))
 
 
 def test_caches_must_fit_the_model_and_each_other() -> None:
     with pytest.raises(ValueError, match="caches must be one for each of 2 layers, got 1"):
-        forward(PARAMS, TOKENS, caches=[KVCache()])
+        forward(MODEL, TOKENS, caches=[KVCache()])
     caches = [KVCache() for _ in range(DEPTH)]
-    forward(PARAMS, TOKENS, caches=caches)
+    forward(MODEL, TOKENS, caches=caches)
     caches[1].truncate(5)
     with pytest.raises(ValueError, match=rf"must all have the same length, got \[5, {LENGTH}\]"):
-        forward(PARAMS, TOKENS[:, :1], caches=caches)
+        forward(MODEL, TOKENS[:, :1], caches=caches)

@@ -12,14 +12,14 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-from topk_np.models.checkpoint import config_from_json, params_from_tensors
-from topk_np.models.llama import LlamaParams
+from topk_np.models import load_model
+from topk_np.models.llama import Llama
 
 DATA = Path(__file__).parents[1] / "data" / "llama"
 CONFIG: dict[str, Any] = json.loads((DATA / "config.json").read_text())
 TENSORS = load_file(DATA / "model.safetensors")
 EXPECTED = load_file(DATA / "expected.safetensors")
-PARAMS: LlamaParams = params_from_tensors(config_from_json(CONFIG), TENSORS, style="safetensors")
+MODEL: Llama = load_model(DATA)
 
 END = "<|end|>"
 # one token a character, spelled as byte-level BPE does (space and newline are Ġ and Ċ)
@@ -84,6 +84,6 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def with_layout(params: LlamaParams, layout: Any) -> LlamaParams:
+def with_layout(model: Llama, layout: Any) -> Llama:
     """The same weights read in another rotary layout."""
-    return replace(params, config=replace(params.config, rope_layout=layout))
+    return replace(model, config=replace(model.config, rope_layout=layout))

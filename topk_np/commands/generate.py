@@ -18,8 +18,9 @@ def add(commands: Commands) -> None:
     generate.add_argument(
         "--model",
         default="smollm2",
-        metavar="NAME|FILE",
-        help="smollm2, which is downloaded once, or a GGUF file of a Llama model (smollm2)",
+        metavar="NAME|PATH",
+        help="smollm2, which is downloaded once, or a Llama model: a GGUF file, or a folder with "
+        "config.json, safetensors and tokenizer.json (smollm2)",
     )
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on with")
     for name, default, text in (

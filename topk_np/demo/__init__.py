@@ -48,10 +48,10 @@ def run(
     ids = inputs.encode(model, words, tokens, source)
     chosen = experiment.chosen_ks(ks)
     prompt = experiment.make_prompt(model.tokenizer, ids)
-    steps = (len(chosen) + 2) * len(model.params.layers)
+    steps = (len(chosen) + 2) * len(model.params["layers"])
     with tqdm(total=steps, desc="demo", unit="layer", leave=False) as bar:
         rows = experiment.compare(model, prompt, chosen, bar.update)
-    print(report.heading(name, model.params, tokens, source))
+    print(report.heading(name, model, tokens, source))
     print(report.table(rows))
     print(report.pass_key(rows))
     print(report.findings(rows))

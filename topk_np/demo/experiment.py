@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -13,10 +13,9 @@ from topk_np import dense_attention
 from topk_np._namespace import Array
 from topk_np.demo.inputs import DemoError
 from topk_np.diagnostics import kept_mass
-from topk_np.models.bpe import ByteBPE
-from topk_np.models.checkpoint import Model
-from topk_np.models.llama import LlamaParams, causal_attention, forward
+from topk_np.models.llama import Llama, causal_attention, forward
 from topk_np.models.scoring import NextTokens, next_tokens
+from topk_np.models.tokenizer import Tokenizer
 
 PASS_KEY = "71853"
 PASS_KEY_K = 64  # always among the k that are tried
@@ -61,7 +60,7 @@ class Row:
     answer: str  # what the pass key was taken for
 
 
-def make_prompt(tokenizer: ByteBPE, text: np.ndarray, /) -> Prompt:
+def make_prompt(tokenizer: Tokenizer, text: np.ndarray, /) -> Prompt:
     """
     Hide the pass key in a text of (Q,) tokens, cut at its end to keep the length.
 
@@ -91,7 +90,7 @@ def chosen_ks(ks: Sequence[int], /) -> list[int]:
     return sorted({*ks, PASS_KEY_K}, reverse=True)
 
 
-def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[Row]:
+def compare(model: Llama, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[Row]:
     """
     Run the model dense, with each k in attention, and with top-k feed-forward layers.
 
@@ -104,7 +103,7 @@ def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[
         masses.append(_mass_kept(query, key, ks))
         heads[:] = [(query, key, value)]
 
-    units = model.params.layers[0].gate.shape[0]
+    units = model.params["layers"]["0"]["ffn"]["gate"].shape[0]
     settings: list[tuple[int | None, int | None]] = [
         (None, None),
         *((k, None) for k in ks),
@@ -113,7 +112,7 @@ def compare(model: Model, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[
     measured: list[tuple[NextTokens, float]] = []
     for attention_k, ffn_k in settings:
         watch = None if measured else observe
-        measured.append(_timed_run(model.params, prompt, attention_k, ffn_k, tick, watch))
+        measured.append(_timed_run(model, prompt, attention_k, ffn_k, tick, watch))
 
     mass_kept = dict(zip(ks, np.mean(masses, axis=0), strict=True))
     rows = []
@@ -158,7 +157,7 @@ def attention_scratch(heads: Heads, k: int | None, /, *, in_chunks: bool = True)
 
 
 def _timed_run(
-    params: LlamaParams,
+    model: Llama,
     prompt: Prompt,
     attention_k: int | None,
     ffn_k: int | None,
@@ -178,8 +177,8 @@ def _timed_run(
         return causal_attention(query, key, value, k=attention_k)
 
     start = perf_counter()
-    hidden = forward(params, prompt.ids, ffn_k=ffn_k, attention=attention)
-    seen = next_tokens(params, hidden, prompt.ids)
+    hidden = forward(replace(model, ffn_k=ffn_k), prompt.ids, attention=attention)
+    seen = next_tokens(model, hidden, prompt.ids)
     return seen, perf_counter() - start - observing
 
 

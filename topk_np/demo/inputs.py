@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from topk_np.models.checkpoint import Model, read_gguf
+from topk_np.models.checkpoint import read_gguf
 from topk_np.models.fetch import fetch
+from topk_np.models.llama import Llama
 
 MOST_CHARACTERS = 64  # read at most so many for each token that is wanted
 
@@ -50,7 +51,7 @@ def read_text(path: Path | None, tokens: int) -> tuple[str, str]:
     return path.name, text
 
 
-def load_model(path: Path | None) -> tuple[str, Model]:
+def load_model(path: Path | None) -> tuple[str, Llama]:
     """Read the GGUF file at `path`, or fetch SmolLM2; return the model's name and the model."""
     if path is None:
         return "SmolLM2-135M-Instruct", read_gguf(fetch("smollm2"))
@@ -62,9 +63,9 @@ def load_model(path: Path | None) -> tuple[str, Model]:
         raise DemoError(f"--weights: {error}") from error
 
 
-def encode(model: Model, text: str, tokens: int, source: str) -> np.ndarray:
+def encode(model: Llama, text: str, tokens: int, source: str) -> np.ndarray:
     """The first `tokens` token ids of the text."""
-    context = model.params.config.context
+    context = model.config.context
     if tokens > context:
         raise DemoError(f"--tokens must be at most {context}, the model's limit, got {tokens}")
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from topk_np.demo.experiment import FFN_SHARE, PASS_KEY, PASS_KEY_K, Row
-from topk_np.models.llama import CHUNK, LlamaParams
+from topk_np.models.llama import Llama
+from topk_np.models.sublayers import CHUNK
 
 MEBI = 2**20
 NOTES = """\
@@ -15,12 +16,13 @@ the textbook form, all scores of a head at once (as it is run here, in chunks of
 {chunked} MiB). Time: one pass over the text, model and loss."""
 
 
-def heading(name: str, params: LlamaParams, tokens: int, source: str, /) -> str:
+def heading(name: str, model: Llama, tokens: int, source: str, /) -> str:
     """What was run on what."""
-    config, units = params.config, params.layers[0].gate.shape[0]
+    config, layers = model.config, model.params["layers"]
+    units = layers["0"]["ffn"]["gate"].shape[0]
     return (
         f"{name} reads {tokens:,} tokens of {source}\n"
-        f"({len(params.layers)} layers, {config.heads} heads on {config.groups}, "
+        f"({len(layers)} layers, {config.heads} heads on {config.groups}, "
         f"{units:,} feed-forward units; float32, NumPy)\n"
     )
 

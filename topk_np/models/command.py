@@ -10,9 +10,10 @@ from time import perf_counter
 import numpy as np
 
 from topk_np.models.chat import chat_prompt
-from topk_np.models.checkpoint import Model, read_gguf
 from topk_np.models.decode import generate
 from topk_np.models.fetch import WEIGHTS, fetch
+from topk_np.models.llama import Llama, LlamaConfig
+from topk_np.models.load import load_model
 from topk_np.models.sampling import Sampling
 
 
@@ -38,7 +39,8 @@ def run(
     Parameters
     ----------
     model : str
-        A key of `WEIGHTS`, which are downloaded once, or the path of a GGUF file.
+        A key of `WEIGHTS`, which are downloaded once, or the path of a GGUF file or of a folder, as
+        for `load_model`.
     prompt : str
         The text to go on with, or with `chat` the message to answer.
     attention_k, ffn_k : int, optional
@@ -59,24 +61,22 @@ def run(
     """
     try:
         sampling = Sampling(temperature, top_p, np.random.default_rng(seed))
-        loaded = _load(model)
+        loaded = _load(model, attention_k, ffn_k)
         ids = loaded.tokenizer.encode(chat_prompt(prompt, loaded.chat_template) if chat else prompt)
     except ValueError as error:
         raise GenerateError(str(error)) from error
-    context = loaded.params.config.context
+    context = loaded.config.context
     if not 0 < len(ids) < context:
         raise GenerateError(
             f"--prompt must have 1 to {context - 1} tokens for this model, got {len(ids)}"
         )
     speed = _Speed(len(ids))
     tokens = generate(
-        loaded.params,
+        loaded,
         ids,
         count=min(max_tokens, context - len(ids)),
         stop=loaded.stop,
         sampling=sampling,
-        attention_k=attention_k,
-        ffn_k=ffn_k,
     )
     try:
         for piece in loaded.tokenizer.stream(speed.watch(map(int, tokens))):
@@ -115,13 +115,17 @@ class _Speed:
         return f"{read}, {(len(times) - 1) / (times[-1] - times[0]):.1f} a second"
 
 
-def _load(model: str) -> Model:
-    if model in WEIGHTS:
-        return read_gguf(fetch(model))
-    if not Path(model).is_file():
+def _load(model: str, attention_k: int | None, ffn_k: int | None) -> Llama:
+    path = fetch(model) if model in WEIGHTS else Path(model)
+    if not path.exists():
         names = ", ".join(WEIGHTS)
-        raise GenerateError(f"--model must be {names} or the path of a GGUF file, got {model!r}")
+        raise GenerateError(
+            f"--model must be {names}, the path of a GGUF file or of a folder, got {model!r}"
+        )
     try:
-        return read_gguf(model)
+        loaded = load_model(path, attention_k=attention_k, ffn_k=ffn_k)
     except OSError as error:
         raise GenerateError(f"--model {model}: {error.strerror}") from error
+    if not isinstance(loaded.config, LlamaConfig):
+        raise GenerateError(f"--model {model} must be a Llama model, which writes on")
+    return loaded

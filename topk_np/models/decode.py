@@ -1,29 +1,26 @@
-"""Generation with a Llama model: token after token, through a cache of keys and values."""
+"""Generation: token after token, through a cache of keys and values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from array_api_compat import device
 
 from topk_np import KVCache
-from topk_np._namespace import Array, check_integer
-from topk_np.models.llama import LlamaParams, check_tokens, forward, logits
-from topk_np.models.per_layer import LayerK, per_layer
+from topk_np._namespace import Array, array_namespace, check_integer
+from topk_np.models.llama import Llama, check_ks, forward, logits
 from topk_np.models.sampling import Sampling
+from topk_np.models.tokens import check_tokens
 
 
 def generate(
-    params: LlamaParams,
+    model: Llama,
     tokens: Array,
     /,
     *,
     count: int | None = None,
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
-    attention_k: LayerK = None,
-    ffn_k: LayerK = None,
     workers: int | None = None,
 ) -> Iterator[Array]:
     """
@@ -31,7 +28,7 @@ def generate(
 
     Parameters
     ----------
-    params : LlamaParams
+    model : Llama
         The model.
     tokens : integer array (..., Q)
         The prompt, or several of the same length.
@@ -42,8 +39,6 @@ def generate(
         that ended it until all have.
     sampling : Sampling, optional
         How the next token is chosen, by default the most probable one.
-    attention_k, ffn_k : int, sequence or mapping, optional
-        As for `forward`.
     workers : int, optional
         Threads, passed on.
 
@@ -66,8 +61,8 @@ def generate(
     own threads; on a machine that is busy otherwise one of them (``OPENBLAS_NUM_THREADS=1``) is
     several times faster than two that wait for each other.
     """
-    xp = check_tokens(params, tokens)
-    length, context = tokens.shape[-1], params.config.context
+    check_tokens(model.params["embedding"], tokens)
+    length, context = tokens.shape[-1], model.config.context
     room = context - length
     count = room if count is None else check_integer("count", count, least=0)
     if count > room:
@@ -75,29 +70,44 @@ def generate(
             f"the prompt and count must fit the model's context, {context} tokens, "
             f"got {length} and {count}"
         )
-    size = params.embedding.shape[0]
+    stops = check_stops(model.params["embedding"], stop)
+    check_ks(model)
+    caches = [KVCache() for _ in model.params["layers"]]
+
+    def scores(new: Array) -> Array:
+        hidden = forward(model, new, caches=caches, workers=workers)
+        return logits(model, hidden[..., -1:, :])
+
+    return write(scores, tokens, count, stops, sampling)
+
+
+def write(
+    scores: Callable[[Array], Array],
+    tokens: Array,
+    count: int,
+    stops: Sequence[int],
+    sampling: Sampling | None,
+) -> Iterator[Array]:
+    """
+    Choose up to `count` tokens, each by the scores (..., 1, T) of what follows those before it.
+
+    `scores` is given what it has not seen yet: `tokens`, then each that was chosen.
+    """
+    xp, sampling = array_namespace(tokens), sampling or Sampling()
+    ends = xp.asarray(list(stops), dtype=tokens.dtype, device=device(tokens))
+    new, ended = tokens, None
+    for _ in range(count):
+        chosen = xp.astype(sampling.choose(scores(new)), tokens.dtype)
+        new = chosen if ended is None else xp.where(ended, new, chosen)
+        yield new[..., 0]
+        ended = xp.any(new[..., None] == ends, axis=-1)
+        if stops and bool(xp.all(ended)):
+            return
+
+
+def check_stops(table: Array, stop: Sequence[int]) -> list[int]:
+    """The tokens that end a sequence, each a row of `table`."""
     stops = [check_integer(f"stop[{i}]", token, least=0) for i, token in enumerate(stop)]
-    if stops and max(stops) >= size:
-        raise ValueError(f"stop must lie in 0 .. {size - 1}, got {max(stops)}")
-    depth = len(params.layers)
-    options: dict[str, Any] = {
-        "attention_k": per_layer("attention_k", attention_k, depth),
-        "ffn_k": per_layer("ffn_k", ffn_k, depth),
-        "caches": [KVCache() for _ in params.layers],
-        "workers": workers,
-    }
-    sampling = sampling or Sampling()
-
-    def steps() -> Iterator[Array]:
-        ends = xp.asarray(stops, dtype=tokens.dtype, device=device(tokens))
-        new, ended = tokens, None
-        for _ in range(count):
-            hidden = forward(params, new, **options)[..., -1:, :]
-            chosen = xp.astype(sampling.choose(logits(params, hidden)), tokens.dtype)
-            new = chosen if ended is None else xp.where(ended, new, chosen)
-            yield new[..., 0]
-            ended = xp.any(new[..., None] == ends, axis=-1)
-            if stops and bool(xp.all(ended)):
-                return
-
-    return steps()
+    if stops and max(stops) >= table.shape[0]:
+        raise ValueError(f"stop must lie in 0 .. {table.shape[0] - 1}, got {max(stops)}")
+    return stops

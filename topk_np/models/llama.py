@@ -1,4 +1,4 @@
-"""Llama-family language models: forward pass, dense or top-k, on any array library.
+"""Llama-family language models: forward, and the loss with its gradients, on any array library.
 
 Shapes: `...` batch axes, Q positions, D model width, H heads, G groups of heads that share a key
 and value, W head width, F feed-forward width, T tokens of the vocabulary.
@@ -6,32 +6,23 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from array_api_compat import device
 
-from topk_np import (
-    KVCache,
-    array_namespace,
-    dense_attention,
-    dense_ffn,
-    topk_attention,
-    topk_ffn,
-)
-from topk_np._namespace import Array, Namespace
-from topk_np.activations import ACTIVATIONS
-from topk_np.layers.heads import merge_heads, split_heads
-from topk_np.layers.linear import linear
+from topk_np import KVCache, array_namespace, dense_attention, topk_attention
+from topk_np._namespace import Array, compute_dtype
+from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
 from topk_np.layers.rope import Rope, RopeLayout, Rotation
-from topk_np.models.per_layer import LayerK, per_layer
-
-Attention = Callable[[Array, Array, Array], Array]  # (query, key, value) -> out
-
-CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
+from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
+from topk_np.models.model import Model, Params
+from topk_np.models.per_layer import per_layer
+from topk_np.models.sublayers import Attention, Heads, Units
+from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
+from topk_np.models.tokens import check_tokens
 
 
 @dataclass(frozen=True)
@@ -61,43 +52,20 @@ class LlamaConfig:
     context: int
 
 
-@dataclass(frozen=True)
-class LlamaLayer:
-    """Weights of one block. Projections have shape (out, in), as checkpoints store them.
-
-    `gate`, `up` (F, D) and `down` (F, D) are the feed-forward layer; `down` has one row a unit, as
-    `topk_ffn` wants it.
-    """
-
-    attention_norm: Array
-    query: Array
-    key: Array
-    value: Array
-    output: Array
-    ffn_norm: Array
-    gate: Array
-    up: Array
-    down: Array
-
-
-@dataclass(frozen=True)
-class LlamaParams:
-    """A whole model: embedding (T, D), blocks, final norm (D,) and output layer `head` (T, D)."""
-
-    config: LlamaConfig
-    embedding: Array
-    layers: tuple[LlamaLayer, ...]
-    norm: Array
-    head: Array
+Llama: TypeAlias = Model[LlamaConfig]
+"""
+Its parameters: ``embedding`` (T, D), ``layers``, ``norm`` (D,), and ``head`` (T, D) if that is not
+tied to the embedding. A layer has ``attention_norm`` (D,), ``attention`` with ``query`` (H W, D),
+``key`` and ``value`` (G W, D) and ``out`` (D, H W), ``ffn_norm`` (D,), and ``ffn`` with ``keys``,
+``values`` and ``gate`` (F, D), as `topk_ffn` wants them: a row for each unit.
+"""
 
 
 def forward(
-    params: LlamaParams,
+    model: Llama,
     tokens: Array,
     /,
     *,
-    attention_k: LayerK = None,
-    ffn_k: LayerK = None,
     attention: Attention | None = None,
     caches: Sequence[KVCache] | None = None,
     workers: int | None = None,
@@ -107,14 +75,10 @@ def forward(
 
     Parameters
     ----------
-    params : LlamaParams
+    model : Llama
         The model.
     tokens : integer array (..., Q)
         Token ids. The first position is 0, or with `caches` the one after those they hold.
-    attention_k : int, sequence or mapping, optional
-        Keys kept per query, one number for all layers or one for each (`LayerK`); dense by default.
-    ffn_k : int, sequence or mapping, optional
-        Feed-forward units kept per position, those of the largest absolute activation, likewise.
     attention : callable, optional
         Used in place of the library's causal attention, called once a layer, first layer first,
         with query (..., G, H/G, Q, W) and key and value (..., G, 1, N, W); the queries are the last
@@ -137,31 +101,132 @@ def forward(
         integer.
     ValueError
         If a token is outside the vocabulary, a k is below 1 or does not fit the layers, both
-        `attention` and `attention_k` are given, or the caches do not fit the model or each other.
+        `attention` and the model's `attention_k` are given, or the caches do not fit the model or
+        each other.
 
     Notes
     -----
     Memory is linear in Q, dense or top-k.
     """
-    config, depth = params.config, len(params.layers)
-    ks = per_layer("attention_k", attention_k, depth), per_layer("ffn_k", ffn_k, depth)
-    if attention is not None and attention_k is not None:
-        raise ValueError(f"attention_k must be None where attention is given, got {attention_k}")
-    first = 0 if caches is None else _cached_length(caches, depth)
-    x = _embed(params, tokens)
-    stop = first + x.shape[-2]
-    positions = array_namespace(x).arange(first, stop, device=device(x))
-    width = params.layers[0].query.shape[0] // config.heads
-    rope = Rope(config.rope_base, config.rope_layout)
-    rotation = Rotation.at(positions, rope, width, x.dtype)
-    for i, (layer, k, units) in enumerate(zip(params.layers, *ks, strict=True)):
-        attend = attention or partial(causal_attention, k=k, workers=workers)
-        cache = None if caches is None else caches[i]
-        normed = rms_norm(x, layer.attention_norm, config.norm_eps)
-        x = x + _attention_block(layer, config, normed, rotation, attend, cache)
-        normed = rms_norm(x, layer.ffn_norm, config.norm_eps)
-        x = x + gated_ffn(layer, normed, k=units, workers=workers)
-    return rms_norm(x, params.norm, config.norm_eps)
+    check_tokens(model.params["embedding"], tokens)
+    if attention is not None and model.attention_k is not None:
+        raise ValueError(
+            f"attention_k must be None where attention is given, got {model.attention_k}"
+        )
+    first = 0 if caches is None else _cached_length(caches, len(model.params["layers"]))
+    blocks = _blocks(model, tokens, first, attention, caches is not None, workers)
+    x, _ = embedding_fwd(tokens, model.params["embedding"])
+    x = stack(
+        blocks,
+        x,
+        model.params["layers"],
+        caches=None if caches is None else [(cache,) for cache in caches],
+    )
+    return rms_norm_fwd(x, model.params["norm"], eps=model.config.norm_eps)[0]
+
+
+def logits(model: Llama, hidden: Array, /) -> Array:
+    """Unnormalised log probabilities (..., Q, T) of the next token from `hidden` (..., Q, D)."""
+    return linear(hidden, _head(model))
+
+
+@dataclass(frozen=True, eq=False)
+class LlamaLossResiduals:
+    """What `loss_bwd` needs, step by step."""
+
+    embedding: Any = field(repr=False)
+    stack: StackResiduals = field(repr=False)
+    norm: Any = field(repr=False)
+    head: TokenLossResiduals = field(repr=False)
+    tied: bool
+
+
+def loss_fwd(
+    model: Llama,
+    tokens: Array,
+    labels: Array | None = None,
+    /,
+    *,
+    recompute: bool = False,
+    workers: int | None = None,
+) -> tuple[Array, LlamaLossResiduals]:
+    """
+    How well each token is foreseen from those before it, and what `loss_bwd` needs.
+
+    Parameters
+    ----------
+    model : Llama
+        The model.
+    tokens : integer array (..., Q)
+        Token ids, at least 2.
+    labels : integer array (..., Q), optional
+        What should stand at each position, by default `tokens`; -100 does not count.
+    recompute : bool, default False
+        Keep the inputs of the blocks only, and compute each again in the backward pass: a third
+        more time, and memory for the residuals of one block.
+    workers : int, optional
+        Threads, passed on.
+
+    Returns
+    -------
+    loss : array ()
+        The mean of -log probability over the labels that count.
+    residuals : LlamaLossResiduals
+        For `loss_bwd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `forward`, and if the labels do not fit the tokens.
+
+    Notes
+    -----
+    Logits are made a few positions at a time, here and in the backward pass.
+    """
+    params, eps = model.params, model.config.norm_eps
+    check_tokens(params["embedding"], tokens, least=2)
+    labels = tokens if labels is None else labels
+    blocks = _blocks(model, tokens, 0, None, False, workers)
+    # 1 x = embedding of the tokens
+    # 2 x = blocks(x)
+    # 3 hidden = norm(x)
+    # 4 loss of the label that follows each position
+    x, embedded = embedding_fwd(tokens, params["embedding"])
+    x, stacked = stack_fwd(blocks, x, params["layers"], recompute=recompute)
+    hidden, normed = rms_norm_fwd(x, params["norm"], eps=eps)
+    loss, head = token_loss_fwd(hidden[..., :-1, :], labels[..., 1:], _head(model))
+    return loss, LlamaLossResiduals(embedded, stacked, normed, head, "head" not in params)
+
+
+def loss_bwd(residuals: LlamaLossResiduals, dout: float = 1.0, /) -> Params:
+    """
+    Gradients of `loss_fwd`, in the structure of the model's parameters.
+
+    Parameters
+    ----------
+    residuals : LlamaLossResiduals
+        From `loss_fwd`.
+    dout : float, default 1.0
+        Gradient with respect to the loss.
+    """
+    # 4
+    grads = token_loss_bwd(residuals.head, dout)
+    xp = array_namespace(grads.hidden)
+    dhidden = xp.concat([grads.hidden, xp.zeros_like(grads.hidden[..., :1, :])], axis=-2)
+    # 3
+    dx, dnorm = rms_norm_bwd(residuals.norm, dhidden)
+    # 2
+    stacked = stack_bwd(residuals.stack, dx)
+    # 1
+    dembedding = embedding_bwd(residuals.embedding, stacked.x)
+    if residuals.tied:
+        return {"embedding": dembedding + grads.head, "layers": stacked.layers, "norm": dnorm}
+    return {
+        "embedding": dembedding,
+        "layers": stacked.layers,
+        "norm": dnorm,
+        "head": grads.head,
+    }
 
 
 def causal_attention(
@@ -181,76 +246,59 @@ def causal_attention(
         else:
             out = topk_attention(heads, key, value, k=k, workers=workers)
         return xp.moveaxis(out, -3, -2)
-    options: dict[str, Any] = {
-        "is_causal": True,
-        "query_offset": key.shape[-2] - query.shape[-2],
-        "chunk_size": CHUNK,
-        "workers": workers,
-    }
-    if k is None:
-        return dense_attention(query, key, value, **options)
-    return topk_attention(query, key, value, k=k, **options)
+    heads = _heads(1, 1, k, key.shape[-2] - query.shape[-2], workers)
+    return heads(query, key, value)[0]
 
 
-def gated_ffn(
-    layer: LlamaLayer, x: Array, /, *, k: int | None, workers: int | None = None
-) -> Array:
-    """The SwiGLU layer, silu(x gateᵀ) * (x upᵀ) times down: all units, or the k most active."""
-    if k is None and math.prod(x.shape[:-1]) == 1:
-        # One row needs no chunks, and BLAS may share its products, which are bound by memory.
-        gate, up = linear(x, layer.gate, None), linear(x, layer.up, None)
-        return ACTIVATIONS["silu"].value(gate) * up @ layer.down
-    if k is None:
-        return dense_ffn(
-            x,
-            layer.up,
-            layer.down,
-            gate=layer.gate,
-            activation="silu",
-            chunk_size=CHUNK,
-            workers=workers,
+def check_ks(model: Llama, /) -> list[tuple[int | None, int | None]]:
+    """The keys and the units that each layer keeps."""
+    depth = len(model.params["layers"])
+    ks = per_layer("attention_k", model.attention_k, depth)
+    return list(zip(ks, per_layer("ffn_k", model.ffn_k, depth), strict=True))
+
+
+def _head(model: Llama) -> Array:
+    return model.params.get("head", model.params["embedding"])
+
+
+def _blocks(
+    model: Llama,
+    tokens: Array,
+    first: int,
+    attention: Attention | None,
+    decoding: bool,
+    workers: int | None,
+) -> list[Block]:
+    """The blocks for some positions, the first of which is `first`."""
+    config, params = model.config, model.params
+    table = params["embedding"]
+    xp = array_namespace(table)
+    width = params["layers"]["0"]["attention"]["query"].shape[0] // config.heads
+    positions = xp.arange(first, first + tokens.shape[-1], device=device(tokens))
+    rope = Rope(config.rope_base, config.rope_layout)
+    rotation = Rotation.at(positions, rope, width, compute_dtype(xp, table))
+    blocks = []
+    for k, units in check_ks(model):
+        attend = attention
+        if attend is None and decoding:
+            attend = partial(causal_attention, k=k, workers=workers)
+        blocks.append(
+            Block(
+                config.norm_eps,
+                replace(
+                    _heads(config.heads, config.groups, k, first, workers),
+                    rotation=rotation,
+                    attend=attend,
+                ),
+                Units("silu", units, model.ffn_select, workers),
+            )
         )
-    return topk_ffn(
-        x,
-        layer.up,
-        layer.down,
-        k=k,
-        gate=layer.gate,
-        activation="silu",
-        select="activation",
-        workers=workers,
-    )
+    return blocks
 
 
-def logits(params: LlamaParams, hidden: Array, /) -> Array:
-    """Unnormalised log probabilities (..., Q, T) of the next token from `hidden` (..., Q, D)."""
-    return hidden @ array_namespace(hidden).matrix_transpose(params.head)
-
-
-def rms_norm(x: Array, weight: Array, eps: float, /) -> Array:
-    """Scale each row of `x` (..., D) to mean square 1, then by `weight` (D,)."""
-    xp = array_namespace(x, weight)
-    return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps) * weight
-
-
-def check_tokens(params: LlamaParams, tokens: Array, /) -> Namespace:
-    """Check that `tokens` are ids of the model's vocabulary; return their array library."""
-    xp = array_namespace(params.embedding, tokens)
-    if not xp.isdtype(tokens.dtype, "integral"):
-        raise TypeError(f"tokens must be integers, got dtype {tokens.dtype}")
-    if tokens.ndim < 1 or 0 in tokens.shape:
-        raise ValueError(f"tokens must have shape (..., Q) and no empty axis, got {tokens.shape}")
-    size = params.embedding.shape[0]
-    low, high = int(xp.min(tokens)), int(xp.max(tokens))
-    if low < 0 or high >= size:
-        raise ValueError(f"tokens must lie in 0 .. {size - 1}, got {low} .. {high}")
-    return xp
-
-
-def _embed(params: LlamaParams, tokens: Array) -> Array:
-    xp = check_tokens(params, tokens)
-    rows = xp.take(params.embedding, xp.reshape(tokens, (-1,)), axis=0)
-    return xp.reshape(rows, (*tokens.shape, rows.shape[-1]))
+def _heads(heads: int, groups: int, k: int | None, offset: int, workers: int | None) -> Heads:
+    options = {"is_causal": True, "query_offset": offset, "workers": workers}
+    return Heads(heads, groups, k, options)
 
 
 def _cached_length(caches: Sequence[KVCache], layers: int) -> int:
@@ -261,28 +309,3 @@ def _cached_length(caches: Sequence[KVCache], layers: int) -> int:
     if len(lengths) > 1:
         raise ValueError(f"caches must all have the same length, got {lengths}")
     return lengths[0]
-
-
-def _attention_block(
-    layer: LlamaLayer,
-    config: LlamaConfig,
-    x: Array,
-    rotation: Rotation,
-    attend: Attention,
-    cache: KVCache | None,
-) -> Array:
-    """Project, turn by position, attend in groups of heads to all so far, and project back."""
-    xp = array_namespace(x)
-
-    def split(projection: Array, heads: int) -> Array:
-        """(..., Q, D) -> (..., G, heads of a group, Q, W)."""
-        return split_heads(x @ xp.matrix_transpose(projection), heads, groups=config.groups)
-
-    query = rotation.turn(split(layer.query, config.heads))
-    key = rotation.turn(split(layer.key, config.groups))
-    value = split(layer.value, config.groups)
-    if cache is not None:
-        cache.append(key, value)
-        key, value = cache.key, cache.value
-    out = attend(query, key, value)
-    return merge_heads(out, grouped=True) @ xp.matrix_transpose(layer.output)

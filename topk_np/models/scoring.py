@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from topk_np import array_namespace
 from topk_np._namespace import Array
-from topk_np.models.llama import LlamaParams, logits
+from topk_np.models.llama import Llama, logits
 
 CHUNK = 256  # positions at a time: never Q x T logits
 
@@ -18,13 +18,13 @@ class NextTokens(NamedTuple):
     best: Array  # the most probable token
 
 
-def next_tokens(params: LlamaParams, hidden: Array, tokens: Array, /) -> NextTokens:
+def next_tokens(model: Llama, hidden: Array, tokens: Array, /) -> NextTokens:
     """
     Loss and best guess for every token but the first, from the hidden states of all of them.
 
     Parameters
     ----------
-    params : LlamaParams
+    model : Llama
         The model.
     hidden : array (..., Q, D)
         From `forward`, or a slice of its positions.
@@ -40,7 +40,7 @@ def next_tokens(params: LlamaParams, hidden: Array, tokens: Array, /) -> NextTok
     losses, best = [], []
     for start in range(0, tokens.shape[-1] - 1, CHUNK):
         stop = min(start + CHUNK, tokens.shape[-1] - 1)
-        scores = logits(params, hidden[..., start:stop, :])
+        scores = logits(model, hidden[..., start:stop, :])
         came = xp.astype(tokens[..., start + 1 : stop + 1, None], xp.int64)
         first = xp.argmax(scores, axis=-1, keepdims=True)
         best.append(first[..., 0])

@@ -1,0 +1,148 @@
+"""Attention and feed-forward as models have them: with caches, and a k for each layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from topk_np import (
+    FFNGrads,
+    KVCache,
+    MultiheadWeights,
+    dense_attention_fwd,
+    dense_ffn_bwd,
+    dense_ffn_fwd,
+    topk_attention_fwd,
+    topk_ffn_bwd,
+    topk_ffn_fwd,
+)
+from topk_np._namespace import Array, array_namespace
+from topk_np.activations import ACTIVATIONS
+from topk_np.ffn import TopKFFNResiduals
+from topk_np.layers.affine import affine
+from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.multihead import MultiheadResiduals
+from topk_np.layers.projections import Projections
+from topk_np.layers.rope import Rotation
+from topk_np.models.model import Params
+
+CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
+
+Attention = Callable[[Array, Array, Array], Array]
+"""(query, key, value) of grouped heads -> out."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the heads of a layer attend."""
+
+    heads: int
+    groups: int
+    k: int | None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the attention functions, for grouped heads: see `group_options`."""
+    rotation: Rotation | None = None
+    bias_shape: tuple[int, ...] = ()
+    attend: Attention | None = None
+    """Used in place of the library's attention; there is no way back."""
+
+    def __call__(self, query: Array, key: Array, value: Array) -> tuple[Array, Any]:
+        """Attention over query (..., G, H/G, Q, W), key and value (..., G, 1, N, W)."""
+        if self.attend is not None:
+            return self.attend(query, key, value), None
+        if self.k is None:
+            return dense_attention_fwd(query, key, value, chunk_size=CHUNK, **self.options)
+        return topk_attention_fwd(query, key, value, k=self.k, chunk_size=CHUNK, **self.options)
+
+
+def attention_fwd(
+    x: Array,
+    params: Params,
+    how: Heads,
+    context: Array | None = None,
+    /,
+    *,
+    cache: KVCache | None = None,
+) -> tuple[Array, MultiheadResiduals]:
+    """
+    Project, turn by position, attend in groups of heads, and project back.
+
+    With a cache, the keys and values of x are appended, and x attends to all that is there; a
+    `context` only fills an empty cache. `multihead_attention_bwd` goes back, without a cache.
+    """
+    weights = MultiheadWeights(**params)
+    inputs = Projections(x, weights, context, how.heads, how.groups, how.rotation, how.rotation)
+    if cache is not None and context is not None and len(cache):
+        rows = affine(x, weights.query, weights.query_bias)
+        query = split_heads(rows, how.heads, groups=how.groups)
+        key, value = cache.key, cache.value
+    else:
+        query, key, value = inputs.project()
+        if cache is not None:
+            cache.append(key, value)
+            key, value = cache.key, cache.value
+    out, kept = how(query, key, value)
+    attended = merge_heads(out, grouped=True)
+    residuals = MultiheadResiduals(inputs, kept, attended, how.bias_shape)
+    return affine(attended, weights.out, weights.out_bias), residuals
+
+
+@dataclass(frozen=True)
+class Units:
+    """How a feed-forward layer picks its units."""
+
+    activation: str
+    k: int | None
+    select: str = "activation"
+    workers: int | None = None
+
+
+def ffn_fwd(
+    x: Array, params: Params, how: Units, /, *, decoding: bool = False
+) -> tuple[Array, Any]:
+    """All units, or the k best, and what `ffn_bwd` needs: None where `decoding`."""
+    keys, values = params["keys"], params["values"]
+    others = {name: params[name] for name in ("key_bias", "value_bias", "gate") if name in params}
+    if how.k is not None:
+        # Of ReLU's units both rules keep the same, and scores are at hand.
+        plain = how.activation == "relu" and "gate" not in params
+        return topk_ffn_fwd(
+            x,
+            keys,
+            values,
+            k=how.k,
+            activation=how.activation,
+            select="score" if plain else how.select,
+            workers=how.workers,
+            **others,
+        )
+    if decoding and math.prod(x.shape[:-1]) == 1:
+        return _one_row(x, params, how.activation), None
+    return dense_ffn_fwd(
+        x,
+        keys,
+        values,
+        activation=how.activation,
+        chunk_size=CHUNK,
+        workers=how.workers,
+        **others,
+    )
+
+
+def ffn_bwd(residuals: Any, dout: Array, /) -> tuple[Array, Params]:
+    """Gradients of `ffn_fwd`: of x, and of the weights that there are."""
+    topk = isinstance(residuals, TopKFFNResiduals)
+    grads: FFNGrads = (topk_ffn_bwd if topk else dense_ffn_bwd)(residuals, dout)
+    weights = {name: d for name, d in grads._asdict().items() if name != "x" and d is not None}
+    return grads.x, weights
+
+
+def _one_row(x: Array, params: Params, activation: str) -> Array:
+    """One row needs no chunks, and BLAS may share its products, which are bound by memory."""
+    value = ACTIVATIONS[activation].value
+    h = affine(x, params["keys"], params.get("key_bias"))
+    h = value(affine(x, params["gate"], None)) * h if "gate" in params else value(h)
+    xp = array_namespace(x)
+    return affine(h, xp.matrix_transpose(params["values"]), params.get("value_bias"))

@@ -1,0 +1,194 @@
+"""Generation with a T5 model: greedy or sampled, and by beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from array_api_compat import device
+
+from topk_np import KVCache
+from topk_np._namespace import Array, array_namespace, check_integer, check_number, to_numpy
+from topk_np.models.decode import check_stops, write
+from topk_np.models.sampling import Sampling
+from topk_np.models.t5 import T5, decode, encode, logits
+
+
+def generate(
+    model: T5,
+    tokens: Array,
+    /,
+    *,
+    mask: Array | None = None,
+    count: int = 64,
+    stop: Sequence[int] | None = None,
+    sampling: Sampling | None = None,
+    workers: int | None = None,
+) -> Iterator[Array]:
+    """
+    The tokens of the output, each as soon as it is known.
+
+    Parameters
+    ----------
+    model : T5
+        The model.
+    tokens : integer array (..., N)
+        The input.
+    mask : bool array (..., N), optional
+        False at its padding.
+    count : int, default 64
+        How many tokens to generate at most.
+    stop : sequence of int, optional
+        Tokens that end a sequence, by default the model's. They are yielded too; a sequence that
+        has ended repeats the one that ended it until all have.
+    sampling : Sampling, optional
+        How the next token is chosen, by default the most probable one.
+    workers : int, optional
+        Threads, passed on.
+
+    Yields
+    ------
+    integer array (...,)
+        The next token of each sequence, in the dtype of `tokens`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At the call: as `encode`, or if `count` or a token of `stop` is not allowed.
+
+    Notes
+    -----
+    The encoder runs once, and its keys and values are projected once; every token then costs a
+    pass over one position of the decoder.
+    """
+    count = check_integer("count", count, least=0)
+    stops = check_stops(model.params["embedding"], model.stop if stop is None else stop)
+    encoded = encode(model, tokens, mask=mask, workers=workers)
+    caches = [(KVCache(), KVCache()) for _ in model.params["decoder"]["layers"]]
+
+    def scores(new: Array) -> Array:
+        hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=workers)
+        return logits(model, hidden[..., -1:, :])
+
+    start = array_namespace(tokens).full_like(tokens[..., :1], model.config.start)
+    return write(scores, start, count, stops, sampling)
+
+
+class Beam(NamedTuple):
+    """A sequence that beam search has found."""
+
+    tokens: np.ndarray
+    """(n,) without the start token; the last one ends it, unless there were too many."""
+    score: float
+    """Its log probability by ``n ** length_penalty``."""
+
+
+def beam_search(
+    model: T5,
+    tokens: Array,
+    /,
+    *,
+    beams: int = 4,
+    mask: Array | None = None,
+    count: int = 64,
+    stop: Sequence[int] | None = None,
+    length_penalty: float = 1.0,
+    workers: int | None = None,
+) -> list[Beam]:
+    """
+    The most probable outputs that a search with so many open sequences finds, best first.
+
+    Parameters
+    ----------
+    model : T5
+        The model.
+    tokens : integer array (N,)
+        One input.
+    beams : int, default 4
+        Sequences to go on with at each step, and at most to return.
+    mask : bool array (N,), optional
+        False at its padding.
+    count : int, default 64
+        How many tokens a sequence has at most, at least 1.
+    stop : sequence of int, optional
+        Tokens that end a sequence, by default the model's.
+    length_penalty : float, default 1.0
+        The log probability of a sequence of n tokens is divided by ``n ** length_penalty``: above
+        0 longer ones gain.
+    workers : int, optional
+        Threads, passed on.
+
+    Returns
+    -------
+    list of Beam
+        At most `beams`, and at least one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `generate`; if `tokens` is not one sequence, or `beams` or `count` is below 1.
+
+    Notes
+    -----
+    A step costs a pass over one position of `beams` sequences, whose caches are reordered. The
+    search ends when no open sequence can become one of the best, were it to end at its present log
+    probability at the length that suits it best.
+    """
+    beams = check_integer("beams", beams, least=1)
+    count = check_integer("count", count, least=1)
+    penalty = check_number("length_penalty", length_penalty)
+    stops = check_stops(model.params["embedding"], model.stop if stop is None else stop)
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens must have shape (N,), got {tuple(tokens.shape)}")
+    xp = array_namespace(tokens)
+    encoded = encode(model, tokens, mask=mask, workers=workers)[None, ...]
+    mask = None if mask is None else mask[None, :]
+    caches = [(KVCache(), KVCache()) for _ in model.params["decoder"]["layers"]]
+    found: list[Beam] = []
+    written = np.asarray([[]], np.int64)  # of the open sequences, a row each
+    total = np.zeros(1)  # their log probabilities
+    new = xp.full_like(tokens[None, :1], model.config.start)
+    for n in range(1, count + 1):
+        # The encoder's one row serves all sequences.
+        hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=workers)
+        size = model.params["embedding"].shape[0]
+        every = total[:, None] + _log_softmax(to_numpy(logits(model, hidden)[:, 0, :]))
+        # Each open sequence has so many ways to end: `beams` others are among these.
+        most = beams * (1 + len(stops))
+        best = np.argsort(-every, axis=None, kind="stable")[:most]
+        open_ones: list[tuple[int, int]] = []
+        for place in best:
+            row, token = divmod(int(place), size)
+            if token in stops or n == count:
+                sequence = np.append(written[row], token)
+                found.append(Beam(sequence, float(every[row, token] / n**penalty)))
+            elif len(open_ones) < beams:
+                open_ones.append((row, token))
+        found = sorted(found, key=lambda beam: -beam.score)[:beams]
+        if not open_ones:
+            break
+        parents, chosen = np.asarray(open_ones).T
+        total = every[parents, chosen]
+        lengths = np.asarray([n + 1, count])
+        bound = float(np.max(total[0] / lengths**penalty))
+        if len(found) == beams and found[-1].score >= bound:
+            break
+        written = np.concatenate([written[parents], chosen[:, None]], axis=1)
+        order = xp.asarray(parents, device=device(tokens))
+        caches = [(_reordered(own, order), cross) for own, cross in caches]
+        new = xp.asarray(chosen[:, None], dtype=tokens.dtype, device=device(tokens))
+    return found
+
+
+def _reordered(cache: KVCache, order: Array) -> KVCache:
+    """A cache with the sequences `order` of another."""
+    xp, made = array_namespace(cache.key), KVCache(capacity=cache.capacity)
+    made.append(xp.take(cache.key, order, axis=0), xp.take(cache.value, order, axis=0))
+    return made
+
+
+def _log_softmax(scores: np.ndarray) -> np.ndarray:
+    """The log probabilities (B, T) in float64."""
+    shifted = np.asarray(scores, np.float64) - np.max(scores, axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True)))
