@@ -37,6 +37,8 @@ from topk_np.models.sublayers import Heads, Units, attention_fwd, ffn_bwd, ffn_f
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
 from topk_np.models.tokens import check_mask, check_tokens
 
+__all__ = ["BertConfig", "forward", "logits", "loss_bwd", "loss_fwd", "pooled"]
+
 
 @dataclass(frozen=True)
 class BertConfig:

@@ -12,6 +12,8 @@ from topk_np.models.llama import Llama, check_ks, forward, logits
 from topk_np.models.sampling import Sampling
 from topk_np.models.tokens import check_tokens
 
+__all__ = ["generate"]
+
 
 def generate(
     model: Llama,

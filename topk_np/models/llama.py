@@ -24,6 +24,8 @@ from topk_np.models.sublayers import Attention, Heads, Units
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
 from topk_np.models.tokens import check_tokens
 
+__all__ = ["LlamaConfig", "causal_attention", "forward", "logits", "loss_bwd", "loss_fwd"]
+
 
 @dataclass(frozen=True)
 class LlamaConfig:

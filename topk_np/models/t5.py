@@ -26,6 +26,8 @@ from topk_np.models.token_loss import (
 )
 from topk_np.models.tokens import check_mask, check_tokens
 
+__all__ = ["T5Config", "decode", "encode", "logits", "loss_bwd", "loss_fwd", "shift_right"]
+
 Caches = Sequence[tuple[KVCache, KVCache]]
 """For each layer of the decoder one of its own positions, and one of the encoder's."""
 

@@ -14,6 +14,8 @@ from topk_np.models.decode import check_stops, write
 from topk_np.models.sampling import Sampling
 from topk_np.models.t5 import T5, decode, encode, logits
 
+__all__ = ["Beam", "beam_search", "generate"]
+
 
 def generate(
     model: T5,

@@ -38,11 +38,11 @@ class Tensors(Mapping[str, np.ndarray]):
     def __init__(self, path: Path) -> None:
         self._places: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
         if not path.is_dir():
-            self._add(path)
+            self._places = _read_header(path)
         elif (index := path / INDEX).is_file():
             self._add_indexed(index)
         else:
-            self._add(path / "model.safetensors")
+            self._places = _read_header(path / "model.safetensors")
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor of that name, in the dtype it is stored in."""
@@ -68,23 +68,25 @@ class Tensors(Mapping[str, np.ndarray]):
             names = sorted(set(files.values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{index} is not an index of tensors: {error}") from error
-        for name in names:
-            self._add(index.parent / name)
-        for name, file in files.items():
-            if name not in self._places:
-                raise ValueError(
-                    f"{index.parent / file} has no tensor {name}, as {index.name} says"
-                )
-
-    def _add(self, path: Path) -> None:
-        try:
-            self._places |= _read_header(path)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        for file in names:
+            found = _read_header(index.parent / file)
+            for name in (name for name, place in files.items() if place == file):
+                if name not in found:
+                    raise ValueError(
+                        f"{index.parent / file} has no tensor {name}, against the index"
+                    )
+            self._places |= found
 
 
 def _read_header(path: Path) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     """For each tensor the file's data, and what the header says of it."""
+    try:
+        return _parse_header(path)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _parse_header(path: Path) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     if path.stat().st_size < 8:
         raise ValueError("it is too short")
     whole = np.asarray(np.memmap(path, np.uint8, mode="r"))

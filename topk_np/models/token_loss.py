@@ -89,8 +89,9 @@ def _chunks(residuals: TokenLossResiduals) -> Iterator[tuple[Any, Array, Any, fl
     labels = xp.reshape(residuals.labels, (math.prod(residuals.labels.shape),))
     size = max(1, MOST_LOGITS // residuals.head.shape[0])
     for start in range(0, max(1, rows.shape[0]), size):
-        own = labels[start : start + size]
-        logits, linear = linear_fwd(rows[start : start + size, :], residuals.head, residuals.bias)
+        stop = min(start + size, rows.shape[0])
+        own = labels[start:stop]
+        logits, linear = linear_fwd(rows[start:stop, :], residuals.head, residuals.bias)
         loss, entropy = cross_entropy_fwd(logits, own, ignore_index=IGNORED)
         count = int(xp.sum(xp.astype(own != IGNORED, xp.int64)))
         yield linear, loss, entropy, count / max(1, residuals.count)
