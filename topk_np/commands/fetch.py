@@ -10,7 +10,7 @@ from topk_np.commands.options import CommandError, Commands
 def add(commands: Commands) -> None:
     """Add the command and its options."""
     fetch = commands.add_parser("fetch", help="download pretrained weights into the cache folder")
-    fetch.add_argument("weights", help="their name: smollm2")
+    fetch.add_argument("weights", help="their name: smollm2 or minilm")
     fetch.set_defaults(run=run, name="fetch")
 
 

