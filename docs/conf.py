@@ -23,7 +23,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "templates"]
+exclude_patterns = ["_build", "data", "templates"]
 default_role = "autolink"  # `name` in a docstring: a link if it is one of ours
 
 myst_enable_extensions = ["amsmath", "dollarmath"]

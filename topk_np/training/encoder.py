@@ -41,23 +41,35 @@ PROJECTIONS = ("query", "key", "value")
 
 @dataclass(frozen=True)
 class Encoder:
-    """How the blocks of an encoder attend, and what they keep."""
+    """
+    How the blocks of an encoder attend, and what they keep.
+
+    Parameters
+    ----------
+    heads : int, default 4
+        Heads of attention.
+    attention : {"dense", "chunked", "topk", "performer", "rfa"}
+        How they attend.
+    k : int, default 16
+        Keys kept for each query, in top-k attention.
+    ffn_k : int, optional
+        Feed-forward units kept for each token; by default all.
+    features, seed : int
+        Random features of a head in Performer and RFA, and what they are drawn from.
+    chunk_size : int, default 64
+        Queries at once in chunked attention.
+    recompute : bool, default False
+        Whether the backward pass makes a block's activations again instead of keeping them.
+    """
 
     heads: int = 4
     attention: str = "dense"
-    """"dense", "chunked", "topk", "performer" or "rfa"."""
     k: int = 16
-    """Keys kept for each query, in top-k attention."""
     ffn_k: int | None = None
-    """Feed-forward units kept for each token; None: all."""
     features: int = 64
-    """Random features of a head, in Performer and RFA."""
     seed: int = 0
-    """What these are drawn from."""
     chunk_size: int = 64
-    """Queries at once in chunked attention."""
     recompute: bool = False
-    """Whether the backward pass makes a block's activations again instead of keeping them."""
 
     def __post_init__(self) -> None:
         """Check the name."""
