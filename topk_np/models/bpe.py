@@ -59,6 +59,10 @@ class ByteBPE:
         for left, right in merges:
             if not {left, right, left + right} <= ids.keys():
                 raise ValueError(f"merge {left!r} + {right!r} is not among the tokens")
+        if unknown is not None and not 0 <= unknown < len(tokens):
+            raise ValueError(
+                f"unknown must be the id of one of {len(tokens)} tokens, got {unknown}"
+            )
         unk_token = None if unknown is None else tokens[unknown]
         model = models.BPE(vocab=ids, merges=list(merges), unk_token=unk_token)
         tokenizer = tokenizers.Tokenizer(model)
