@@ -11,9 +11,10 @@ import pytest
 from tests.backends import Backend
 from tests.models.golden import DATA, assert_near, expected
 from topk_np.models import bert, load_model
+from topk_np.models.bert_ends import Bert
 from topk_np.training import tree_map
 
-MODEL: bert.Bert = load_model(DATA / "bert")
+MODEL: Bert = load_model(DATA / "bert")
 EXPECTED = expected("bert")
 TOKENS, TYPES = EXPECTED["input_ids"], EXPECTED["token_type_ids"]
 MASK = EXPECTED["attention_mask"] == 1

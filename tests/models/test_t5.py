@@ -12,11 +12,12 @@ import pytest
 from tests.backends import Backend
 from tests.models.golden import DATA, assert_near, expected
 from topk_np.models import load_model, t5
+from topk_np.models.t5_blocks import T5
 from topk_np.models.t5_generate import beam_search, generate
 from topk_np.training import tree_map
 
 NAMES = ("t5_relu", "t5_gated_gelu")
-MODELS: dict[str, t5.T5] = {name: load_model(DATA / name) for name in NAMES}
+MODELS: dict[str, T5] = {name: load_model(DATA / name) for name in NAMES}
 EXPECTED = {name: expected(name) for name in NAMES}
 COVERING = {
     "attention_k": {"encoder": 37, "decoder": [11, None], "cross": 37},
@@ -67,7 +68,7 @@ def test_greedy_generation_is_that_of_the_reference(xp: Backend, name: str) -> N
 def test_each_part_keeps_its_own_k(part: str) -> None:
     wanted, model = EXPECTED["t5_relu"], MODELS["t5_relu"]
 
-    def run(model: t5.T5) -> tuple[np.ndarray, np.ndarray]:
+    def run(model: T5) -> tuple[np.ndarray, np.ndarray]:
         encoded = t5.encode(model, wanted["input_ids"], mask=mask_of("t5_relu"))
         return encoded, t5.decode(model, wanted["decoder_input_ids"], encoded)
 
@@ -110,7 +111,7 @@ def test_a_wide_beam_finds_the_most_probable_outputs() -> None:
 
 
 def log_probability(
-    model: t5.T5, tokens: np.ndarray, mask: np.ndarray | None, labels: np.ndarray
+    model: T5, tokens: np.ndarray, mask: np.ndarray | None, labels: np.ndarray
 ) -> float:
     """Of an output, by the full pass."""
     loss, _ = t5.loss_fwd(model, tokens, labels, mask=mask)

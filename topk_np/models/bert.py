@@ -5,110 +5,35 @@ Shapes: `...` batch axes, Q positions, D model width, H heads, F feed-forward wi
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
-from topk_np import multihead_attention_bwd
-from topk_np._namespace import Array, array_namespace, cast, compute_dtype
-from topk_np.activations import ACTIVATIONS
+from topk_np._namespace import Array, array_namespace
 from topk_np.layers import (
-    embedding_bwd,
-    embedding_fwd,
-    layer_norm_bwd,
-    layer_norm_fwd,
     linear,
-    linear_bwd,
-    linear_fwd,
     pool,
 )
+from topk_np.models.bert_ends import (
+    Bert,
+    BertConfig,
+    embed_bwd,
+    embed_fwd,
+    transform_bwd,
+    transform_fwd,
+)
 from topk_np.models.blocks import (
-    BlockGrads,
     StackResiduals,
-    Sublayer,
     stack,
     stack_bwd,
     stack_fwd,
-    weight_grads,
 )
-from topk_np.models.model import Model, Params
+from topk_np.models.model import Params
 from topk_np.models.per_layer import per_layer
-from topk_np.models.sublayers import Heads, Units, attention_fwd, ffn_bwd, ffn_fwd
+from topk_np.models.post_norm import PostNormBlock
+from topk_np.models.sublayers import Heads, Units
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
-from topk_np.models.tokens import check_mask, check_tokens
+from topk_np.models.tokens import check_mask
 
 __all__ = ["BertConfig", "forward", "logits", "loss_bwd", "loss_fwd", "pooled"]
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """What the weights do not say themselves.
-
-    Attributes
-    ----------
-    heads : int
-        Attention heads.
-    norm_eps : float
-        Added to the variance in layer norms.
-    activation : {"gelu", "gelu_tanh", "relu", "silu"}
-        Of the feed-forward layers and of the masked-LM head.
-    """
-
-    heads: int
-    norm_eps: float
-    activation: str
-
-
-Bert: TypeAlias = Model[BertConfig]
-"""
-Its parameters: ``embedding`` with ``tokens`` (T, D), ``positions`` (most Q, D), ``types`` (., D)
-and ``norm``; ``layers`` with ``attention``, ``attention_norm``, ``ffn`` and ``ffn_norm``; where the
-checkpoint has them ``pooler``, and ``head`` with ``dense``, ``norm``, ``bias`` and, if it is not
-tied to the embedding, ``weight``. Norms and dense layers have ``weight`` and ``bias``.
-"""
-
-
-@dataclass(frozen=True)
-class PostNormBlock:
-    """How a block computes: all but its weights and its inputs."""
-
-    eps: float
-    heads: Heads
-    units: Units
-
-    def fwd(
-        self, x: Array, layer: Params, context: None = None, /, *, caches: tuple[()] = ()
-    ) -> tuple[Array, dict[str, Sublayer]]:
-        """The block's output (..., Q, D), and what `bwd` needs."""
-        # 1 x = norm(x + attention(x))
-        # 2 x = norm(x + ffn(x))
-        residuals = {}
-        out, part = attention_fwd(x, layer["attention"], self.heads)
-        x, norm = _norm_fwd(x + out, layer["attention_norm"], self.eps)
-        residuals["attention"] = Sublayer(norm, part)
-        out, part = ffn_fwd(x, layer["ffn"], self.units)
-        x, norm = _norm_fwd(x + out, layer["ffn_norm"], self.eps)
-        residuals["ffn"] = Sublayer(norm, part)
-        return x, residuals
-
-    def bwd(self, residuals: dict[str, Sublayer], dx: Array, /) -> BlockGrads:
-        """Gradients of `fwd`."""
-        # 2
-        norm, part = residuals["ffn"]
-        dx, ffn_norm = _norm_bwd(norm, dx)
-        dinner, ffn = ffn_bwd(part, dx)
-        dx = dx + dinner
-        # 1
-        norm, part = residuals["attention"]
-        dx, attention_norm = _norm_bwd(norm, dx)
-        grads = multihead_attention_bwd(part, dx)
-        layer = {
-            "attention": weight_grads(grads),
-            "attention_norm": attention_norm,
-            "ffn": ffn,
-            "ffn_norm": ffn_norm,
-        }
-        return BlockGrads(dx + grads.x, layer)
 
 
 def forward(
@@ -156,13 +81,13 @@ def forward(
     >>> hidden = bert.forward(model, model.tokenizer.encode("A sentence."))  # doctest: +SKIP
     """
     blocks = _blocks(model, tokens, mask, workers)
-    x, _ = _embed_fwd(model, tokens, types)
+    x, _ = embed_fwd(model, tokens, types)
     return stack(blocks, x, model.params["layers"])
 
 
 def logits(model: Bert, hidden: Array, /) -> Array:
     """Unnormalised log probabilities (..., Q, T) of the token at each position: masked-LM head."""
-    h, _ = _transform_fwd(model, hidden)
+    h, _ = transform_fwd(model, hidden)
     return linear(h, *_head(model))
 
 
@@ -250,9 +175,9 @@ def loss_fwd(
     # 3 x = norm(activation(dense(x)))
     # 4 loss of the label at each position
     blocks = _blocks(model, tokens, mask, workers)
-    x, embedded = _embed_fwd(model, tokens, types)
+    x, embedded = embed_fwd(model, tokens, types)
     x, stacked = stack_fwd(blocks, x, model.params["layers"], recompute=recompute)
-    x, transformed = _transform_fwd(model, x)
+    x, transformed = transform_fwd(model, x)
     loss, head = token_loss_fwd(x, labels, *_head(model))
     return loss, LossResiduals(embedded, stacked, transformed, head, model.params)
 
@@ -277,11 +202,11 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
     # 4
     grads = token_loss_bwd(residuals.head, dout)
     # 3
-    dx, head = _transform_bwd(residuals.transform, grads.hidden)
+    dx, head = transform_bwd(residuals.transform, grads.hidden)
     # 2
     stacked = stack_bwd(residuals.stack, dx)
     # 1
-    embedding = _embed_bwd(residuals.embedding, stacked.x, params["embedding"])
+    embedding = embed_bwd(residuals.embedding, stacked.x, params["embedding"])
     head["bias"] = grads.bias
     if "weight" in params["head"]:
         head["weight"] = grads.head
@@ -319,88 +244,6 @@ def _blocks(
     ]
 
 
-class _Embedded(NamedTuple):
-    tokens: Any
-    types: Any
-    norm: Any
-
-
-def _embed_fwd(model: Bert, tokens: Array, types: Array | None) -> tuple[Array, _Embedded]:
-    params = model.params["embedding"]
-    check_tokens(params["tokens"], tokens)
-    xp, length, most = array_namespace(tokens), tokens.shape[-1], params["positions"].shape[0]
-    if length > most:
-        raise ValueError(f"tokens must have at most {most} positions, got shape {tokens.shape}")
-    types = xp.zeros_like(tokens) if types is None else types
-    check_tokens(params["types"], types, name="types")
-    # 1 x = norm(row of the token + row of the position + row of the type)
-    x, token_rows = embedding_fwd(tokens, params["tokens"])
-    type_row, type_rows = embedding_fwd(types, params["types"])
-    x = x + params["positions"][:length, :] + type_row
-    x, norm = _norm_fwd(x, params["norm"], model.config.norm_eps)
-    return x, _Embedded(token_rows, type_rows, norm)
-
-
-def _embed_bwd(residuals: _Embedded, dx: Array, params: Params) -> Params:
-    # 1
-    dx, norm = _norm_bwd(residuals.norm, dx)
-    xp, table = array_namespace(dx), params["positions"]
-    *lead, length, width = dx.shape
-    rows = xp.sum(xp.reshape(dx, (math.prod(lead), length, width)), axis=0, dtype=dx.dtype)
-    unused = xp.zeros_like(table[length:, :])
-    return {
-        "tokens": embedding_bwd(residuals.tokens, dx),
-        "positions": xp.concat([rows, unused], axis=0),
-        "types": embedding_bwd(residuals.types, dx),
-        "norm": norm,
-    }
-
-
-class _Transformed(NamedTuple):
-    dense: Any
-    scores: Array
-    weights: Array
-    activation: str
-    norm: Any
-
-
-def _transform_fwd(model: Bert, hidden: Array) -> tuple[Array, _Transformed]:
-    """What the masked-LM head does before the output layer."""
-    if "head" not in model.params:
-        raise ValueError("the model must have a masked-LM head for this; its checkpoint has none")
-    head, activation = model.params["head"], model.config.activation
-    # 1 scores = dense(hidden)
-    # 2 weights = activation(scores)
-    # 3 x = norm(weights)
-    scores, dense = linear_fwd(hidden, head["dense"]["weight"], head["dense"]["bias"])
-    xp = array_namespace(scores)
-    raw = cast(xp, scores, compute_dtype(xp, scores))
-    weights = ACTIVATIONS[activation].value(raw)
-    x, norm = _norm_fwd(cast(xp, weights, scores.dtype), head["norm"], model.config.norm_eps)
-    return x, _Transformed(dense, raw, weights, activation, norm)
-
-
-def _transform_bwd(residuals: _Transformed, dx: Array) -> tuple[Array, Params]:
-    # 3
-    dweights, norm = _norm_bwd(residuals.norm, dx)
-    # 2
-    xp = array_namespace(dx)
-    dweights = cast(xp, dweights, residuals.scores.dtype)
-    dscores = ACTIVATIONS[residuals.activation].vjp(residuals.scores, residuals.weights, dweights)
-    # 1
-    grads = linear_bwd(residuals.dense, cast(xp, dscores, dx.dtype))
-    return grads.x, {"dense": {"weight": grads.weight, "bias": grads.bias}, "norm": norm}
-
-
 def _head(model: Bert) -> tuple[Array, Array]:
     head = model.params["head"]
     return head.get("weight", model.params["embedding"]["tokens"]), head["bias"]
-
-
-def _norm_fwd(x: Array, params: Params, eps: float) -> tuple[Array, Any]:
-    return layer_norm_fwd(x, params["weight"], params["bias"], eps=eps)
-
-
-def _norm_bwd(residuals: Any, dx: Array) -> tuple[Array, Params]:
-    grads = layer_norm_bwd(residuals, dx)
-    return grads.x, {"weight": grads.weight, "bias": grads.bias}

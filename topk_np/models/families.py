@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from topk_np.models import bert, bert_names, llama, llama_names, t5, t5_names
+from topk_np.models import bert, bert_names, llama, llama_names, t5, t5_blocks, t5_names
 from topk_np.models.configs import number
 from topk_np.models.model import Model
 from topk_np.models.names import Name
@@ -55,7 +55,7 @@ FAMILIES = {
         t5_names.t5_names,
         t5_names.t5_sizes,
         t5_names.t5_ignored,
-        t5.check_ks,
+        t5_blocks.check_ks,
     ),
 }
 """By ``model_type``."""

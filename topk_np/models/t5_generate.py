@@ -12,7 +12,8 @@ from topk_np import KVCache
 from topk_np._namespace import Array, array_namespace, check_integer, check_number, to_numpy
 from topk_np.models.decode import check_stops, write
 from topk_np.models.sampling import Sampling
-from topk_np.models.t5 import T5, decode, encode, logits
+from topk_np.models.t5 import decode, encode, logits
+from topk_np.models.t5_blocks import T5
 
 __all__ = ["Beam", "beam_search", "generate"]
 
