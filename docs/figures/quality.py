@@ -1,5 +1,5 @@
 """
-Measure a pretrained model at many k: `python docs/figures/quality.py` writes docs/data/quality.json.
+Measure a pretrained model at many k, for docs/data/quality.json: `python docs/figures/quality.py`.
 
 SmolLM2-135M reads parts of Python's documentation with a pass key hidden in each, as the demo does.
 About five minutes on two cores.
@@ -40,7 +40,8 @@ def main() -> None:
     for setting in tqdm(SETTINGS):
         losses, hits, found = [], [], 0
         for prompt in prompts:
-            seen = next_tokens(model.params, forward(model.params, prompt.ids, **setting), prompt.ids)
+            hidden = forward(model.params, prompt.ids, **setting)
+            seen = next_tokens(model.params, hidden, prompt.ids)
             losses.append(seen.loss[prompt.is_text])
             hits.append((seen.best == prompt.ids[1:])[prompt.is_text])
             found += model.tokenizer.decode(seen.best[-prompt.digits :]) == PASS_KEY
@@ -54,7 +55,8 @@ def main() -> None:
         )
     about = {"model": name, "text": source, "sequences": len(STARTS), "tokens": TOKENS}
     lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    DATA.write_text(f'{{"about": {json.dumps(about)},\n "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    text = f'{{"about": {json.dumps(about)},\n "rows": [\n{lines}\n]}}\n'
+    DATA.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
