@@ -8,6 +8,7 @@ About five minutes on two cores.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,7 @@ def main() -> None:
     for setting in tqdm(SETTINGS):
         losses, hits, found = [], [], 0
         for prompt in prompts:
-            hidden = forward(model.params, prompt.ids, **setting)
-            seen = next_tokens(model.params, hidden, prompt.ids)
+            seen = next_tokens(model, forward(replace(model, **setting), prompt.ids), prompt.ids)
             losses.append(seen.loss[prompt.is_text])
             hits.append((seen.best == prompt.ids[1:])[prompt.is_text])
             found += model.tokenizer.decode(seen.best[-prompt.digits :]) == PASS_KEY
