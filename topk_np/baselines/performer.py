@@ -118,7 +118,7 @@ def performer_attention(
     Against overflow, exponents are taken relative to a maximum, as in the paper's code, but in
     a way that has no effect on the result: of a query, ``max_w (w . x)``, which cancels in the
     division, as ``|x|^2 / 2`` does; of a key, ``m = max_w (w . y)``, whose exponential with that of
-    ``-|y|^2 / 2`` is a factor of the key, and factors are divided by the largest among the keys that
+    ``-|y|^2 / 2`` is a factor of the key, and factors are divided by the largest of the keys that
     the query sees. The paper's code instead subtracts one maximum over all keys and features, and
     adds 1e-4 to every feature so that none is 0; by both, a causal query would feel keys after its
     own. Here the denominator is at least the smallest normal number of the dtype (1e-38 in
