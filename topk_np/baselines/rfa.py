@@ -122,7 +122,7 @@ def rfa_attention(
     -----
     Peng et al., *Random Feature Attention*, 2021, arXiv:2103.02143: section 3.1, and 3.2
     for the gate, with which the sums follow ``S_t = g_t S_(t-1) + (1 - g_t) phi(k_t) v_t``. The
-    features of ``x = sqrt(scale) q / |q|`` are ``sqrt(2 / F) (sin(w . x), cos(w . x))`` (theorem 1),
+    features of ``x = sqrt(scale) q / |q|`` are ``sqrt(2 / F) (sin(w . x), cos(w . x))``, theorem 1,
     whose products are on average ``exp(x . y - scale)``. The vectors w are standard normal; the
     paper also learns a scale for each axis, which can be put into `projection`.
 
