@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from topk_np.commands.options import CommandError, Commands, at_least, read
-from topk_np.tasks import TASKS
+from topk_np.tasks.names import TASKS
 
 ATTENTIONS = ("dense", "chunked", "topk", "performer", "rfa")
 

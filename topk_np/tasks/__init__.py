@@ -1,10 +1,10 @@
 """
 Data to train on: a file for each task, each with functions that make a `Task`.
 
-`load` makes one by name, as ``python -m topk_np train`` does; `TASKS` are the names.
+`load` makes one by name, as ``python -m topk_np train`` does.
 """
 
 from topk_np.tasks.examples import PAD, Examples, Task
-from topk_np.tasks.names import TASKS, MissingDataError, load
+from topk_np.tasks.names import MissingDataError, load
 
-__all__ = ["PAD", "TASKS", "Examples", "MissingDataError", "Task", "load"]
+__all__ = ["PAD", "Examples", "MissingDataError", "Task", "load"]

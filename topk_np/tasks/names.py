@@ -35,7 +35,8 @@ def load(name: str, /, *, seed: int = 0, **sizes: int) -> Task:
     Parameters
     ----------
     name : str
-        One of `TASKS`.
+        Such as ``listops``, ``text``, ``retrieval``, ``pixels`` or ``pathfinder``; another name is
+        an error that lists them all.
     seed : int
         What examples or splits are drawn from, at least 0.
     **sizes : int
