@@ -48,12 +48,12 @@ PUBLIC = sorted(
     ]
 )
 HEAVY = (
+    "concurrent.futures.process",
     "cupy",
     "gguf",
     "hypothesis",
     "jax",
     "matplotlib",
-    "multiprocessing",
     "safetensors",
     "scipy",
     "tokenizers",
