@@ -37,12 +37,14 @@ def test_metadata_with_a_default_may_be_missing(tmp_path: Path) -> None:
     few = {
         name: value
         for name, value in fields().items()
-        if name not in ("add_head_count_kv", "add_rope_freq_base", "add_tokenizer_pre")
+        if name not in ("add_rope_freq_base", "add_tokenizer_pre")
     }
     few["add_unk_token_id"] = 0
-    config = read_gguf(write_gguf(tmp_path / "few.gguf", metadata=few)).config
-    assert config.groups == config.heads
-    assert config.rope_base == 10_000
+    assert read_gguf(write_gguf(tmp_path / "few.gguf", metadata=few)).config.rope_base == 10_000
+    del few["add_head_count_kv"]  # as many as there are heads, but these keys are for fewer
+    path = write_gguf(tmp_path / "fewer.gguf", metadata=few)
+    with pytest.raises(ValueError, match=r"attn_k.* must have shape \(32, 32\), got \(16, 32\)"):
+        read_gguf(path)
 
 
 def test_the_ends_of_texts_and_the_chat_template_are_read(tmp_path: Path) -> None:

@@ -56,6 +56,36 @@ def test_a_flipped_bit_of_the_header_is_refused_or_reads_as_another_model(
     assert read < 40
 
 
+def behind(data: bytes, name: bytes) -> int:
+    """The place of a tensor's sizes in the header; its kind follows, of four bytes."""
+    return data.index(name) + len(name) + 4
+
+
+def test_weights_of_a_kind_that_cannot_be_dequantised_are_named(
+    tmp_path: Path, whole: tuple[bytes, int]
+) -> None:
+    data, _ = whole
+    kind = behind(data, b"output_norm.weight") + 8
+    path = tmp_path / "x.gguf"
+    path.write_bytes(
+        data[:kind] + gguf.GGMLQuantizationType.I32.to_bytes(4, "little") + data[kind + 4 :]
+    )
+    with pytest.raises(ValueError, match=r"x\.gguf holds weights that gguf cannot dequantise"):
+        read_gguf(path)
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_shapes_that_do_not_fit_the_number_of_heads_are_refused(tmp_path: Path, heads: int) -> None:
+    data = write_gguf(tmp_path / "tiny.gguf").read_bytes()
+    name = b"llama.attention.head_count"
+    place = data.index(name) + len(name) + 4  # behind the kind of the field
+    assert int.from_bytes(data[place : place + 4], "little") == 4
+    path = tmp_path / "x.gguf"
+    path.write_bytes(data[:place] + heads.to_bytes(4, "little") + data[place + 4 :])
+    with pytest.raises(ValueError, match="must"):
+        read_gguf(path)
+
+
 @pytest.mark.parametrize("name", [b"tokenizer.ggml.tokens", b"tokenizer.ggml.token_type"])
 def test_a_length_that_lies_takes_neither_memory_nor_time(
     tmp_path: Path, whole: tuple[bytes, int], name: bytes

@@ -11,6 +11,7 @@ import numpy as np
 from topk_np._namespace import Array
 from topk_np.models.gguf_fields import (
     config_from_fields,
+    sizes_from_fields,
     stops_from_fields,
     template_from_fields,
     tokenizer_from_fields,
@@ -74,12 +75,18 @@ def read_gguf(
                 )
                 for tensor in reader.tensors
             }
-    except (ValueError, LookupError, TypeError, OverflowError, NotImplementedError) as error:
+    except NotImplementedError as error:  # by gguf, of a kind of quantisation that it cannot undo
+        raise ValueError(f"{path} holds weights that gguf cannot dequantise: {error}") from error
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
     config = config_from_fields(fields)
+    names = llama_names(tensors, "gguf")
+    embedding = tensors.get(names[0].tensor)
+    width = 1 if embedding is None else embedding.shape[-1]  # that there is none, gather says
+    sizes = sizes_from_fields(fields, config, width)
     return Model(
         config,
-        gather(tensors, llama_names(tensors, "gguf"), sizes={}, convert=convert),
+        gather(tensors, names, sizes=sizes, convert=convert),
         tokenizer=tokenizer_from_fields(fields),
         stop=stops_from_fields(fields),
         chat_template=template_from_fields(fields),

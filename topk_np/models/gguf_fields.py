@@ -32,6 +32,16 @@ def config_from_fields(fields: Fields) -> LlamaConfig:
     )
 
 
+def sizes_from_fields(fields: Fields, config: LlamaConfig, width: int) -> dict[str, int]:
+    """What the letters of the shapes in `llama_names` stand for; `width` is the embedding's."""
+    width = _count(fields, "llama.embedding_length", width)
+    head = _count(fields, "llama.attention.key_length", max(1, width // config.heads))
+    sizes = {"D": width, "Q": config.heads * head, "K": config.groups * head}
+    if "llama.feed_forward_length" in fields:
+        sizes["F"] = _count(fields, "llama.feed_forward_length")
+    return sizes
+
+
 def tokenizer_from_fields(fields: Fields) -> ByteBPE:
     """The tokenizer."""
     check("tokenizer.ggml.model", fields.get("tokenizer.ggml.model"), "gpt2")
