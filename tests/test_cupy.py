@@ -13,6 +13,8 @@ from topk_np import chunking
 from topk_np.selftest.device import find_device
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed: see tests/cupy_cpu")
+# The stock CuPy without a GPU cannot make an array; tests/test_gpu.py is about what it says then.
+# These tests run on a GPU, and by `make test-cupy-cpu`, which `.ci/run` calls, on CuPy's CPU build.
 if not cupy.is_available():
     pytest.skip("CuPy finds no GPU: see tests/cupy_cpu", allow_module_level=True)
 

@@ -13,7 +13,12 @@ from tests.kernels.cuda_program import Program, build
 
 @pytest.fixture(scope="session")
 def compiler() -> None:
-    """Skip a test where the kernels cannot be compiled for the CPU."""
+    """
+    Skip a test where the kernels cannot be compiled for the CPU.
+
+    kernel_shim compiles with g++, and switches between a block's threads with x86-64 instructions
+    and the calling convention of Linux. The continuous integration has both.
+    """
     here = platform.system(), platform.machine()
     if shutil.which("g++") is None or here != ("Linux", "x86_64"):
         pytest.skip("CUDA kernels run on the CPU with g++ on x86-64 Linux alone")

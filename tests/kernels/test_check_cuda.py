@@ -9,6 +9,8 @@ import pytest
 from tests.kernels.check_cuda import check
 from topk_np.kernels import cuda
 
+# NVIDIA publishes its compiler for Linux and Windows alone, so it is an extra. `.ci/run` installs
+# it before the tests, so that they run there.
 pytestmark = pytest.mark.skipif(
     not any(found.name.startswith("nvidia-cuda-nvrtc") for found in distributions()),
     reason="NVIDIA's compiler is not installed: make check-cuda",

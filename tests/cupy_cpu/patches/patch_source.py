@@ -256,6 +256,8 @@ for path, old in (
         path,
         (old, "    import cupy_cpu\n    return SoftLink(cupy_cpu.library, prefix, mandatory=True)"),
     )
+# CuPy takes a missing library for a mistake of its own (AssertionError); here it is a fact, of which
+# whoever calls such a function should be told.
 for what in ("unsupported", "not_found"):
     edit_all(
         "cupy_backends/cuda/_softlink.pyx",
@@ -295,7 +297,8 @@ else:
     ),
 )
 
-# ---- accelerators off
+# ---- accelerators off: they are closed or templated device code, so reductions go through CuPy's own
+# kernels, which are what is to be run; who asks for an accelerator by name is told that there is none
 edit(
     "cupy/_core/_accelerator.pyx",
     (

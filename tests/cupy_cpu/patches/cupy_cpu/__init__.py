@@ -85,5 +85,10 @@ def check_arguments(function, args, array_type):
 
 
 def unsupported(what):
-    """The error of everything this build lacks."""
+    """
+    The error of everything this build lacks.
+
+    CUDA's libraries, nvcc and jitify cannot run without a GPU or NVIDIA's tools. An error is better
+    than a stub that returns, after which a test would pass on numbers that nobody computed.
+    """
     return NotImplementedError(f"{what} is not implemented in the CPU build of CuPy")
