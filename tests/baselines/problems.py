@@ -70,6 +70,10 @@ class LinearProblem:
             return np.asarray(np.where(allowed, kernel, 0))
         weights = np.zeros((*lead, queries, keys))
         unmasked = np.broadcast_to(self.options.get("mask", True), (*lead, 1, keys))[..., 0, :]
+        lengths = np.asarray(self.options.get("key_lengths", keys))
+        unmasked = unmasked & (
+            np.arange(keys) < lengths[..., None]
+        )  # padding forgets nothing either
         gates = np.where(unmasked, np.broadcast_to(self.gate, (*lead, keys)), 1)
         kernel = np.broadcast_to(kernel, weights.shape)
         for place in zip(*np.nonzero(allowed), strict=True):
