@@ -148,9 +148,8 @@ def cross_entropy_fwd(
     if smoothing > 0:
         aim = (1 - smoothing) * aim + smoothing * xp.mean(rows, axis=1, keepdims=True)
     total = xp.sum(xp.where(counts, lse - aim, 0.0))
-    count = max(1, int(xp.sum(xp.astype(counts, xp.int64))))
     residuals = CrossEntropyResiduals(logits, targets, counts, lse, smoothing)
-    return xp.asarray(total / count), residuals
+    return xp.asarray(total / _number(counts, total.dtype)), residuals
 
 
 def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) -> Array:
@@ -208,10 +207,16 @@ def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) 
     share = xp.full(targets.shape, smoothing - 1, dtype=dtype, device=where)
     slots = xp.ones((rows.shape[0],), dtype=xp.int32, device=where)
     drows = engine(xp).add_slots(share, targets, slots, drows)
-    drows *= scale / max(1, int(xp.sum(xp.astype(counts, xp.int64))))
-    if not bool(xp.all(counts)):
-        drows = xp.where(counts, drows, 0.0)
+    drows *= scale / _number(counts, dtype)
+    drows = xp.where(counts, drows, 0.0)
     return xp.reshape(cast(xp, drows, logits.dtype), logits.shape)
+
+
+def _number(counts: Array, dtype: Any) -> Array:
+    """() how many rows count, at least 1, to be divided by; a GPU is not waited for."""
+    xp = array_namespace(counts)
+    number = xp.sum(xp.astype(counts, xp.int64))
+    return xp.astype(xp.where(number == 0, 1, number), dtype)
 
 
 def _check_targets(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array]:
