@@ -53,7 +53,7 @@ class TopKAttentionResiduals:
         return self.kept.nbytes
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def topk_attention(
     query: Array,
     key: Array,
@@ -185,7 +185,7 @@ def topk_attention(
     return out if lse is None else (out, lse.array[..., 0])
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def topk_attention_fwd(
     query: Array,
     key: Array,

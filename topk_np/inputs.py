@@ -24,7 +24,7 @@ from topk_np.activations import ACTIVATIONS
 from topk_np.bias import make_bias
 from topk_np.dropout import make_dropout
 from topk_np.masking import Mask, check_window, make_mask
-from topk_np.options import AttentionOptions
+from topk_np.options import AttentionOptions, check_known
 from topk_np.positions import Positions, make_positions
 from topk_np.problem import Problem
 from topk_np.relative import ALiBi, T5Bias
@@ -37,12 +37,7 @@ def attention_problem(
     query: Array, key: Array, value: Array, /, **options: Unpack[AttentionOptions]
 ) -> Problem:
     """The inputs and options of attention, checked."""
-    unknown = options.keys() - AttentionOptions.__annotations__.keys()
-    if unknown:
-        raise TypeError(
-            f"got an unexpected keyword argument {min(unknown)!r}; the options of attention are "
-            + ", ".join(AttentionOptions.__annotations__)
-        )
+    check_known(options, AttentionOptions, "attention")
     xp = check_floats({"query": query, "key": key, "value": value})
     check_ndim("query", query, 2, "(..., Q, D)")
     check_ndim("key", key, 2, "(..., N, D)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypedDict, TypeVar
 
 from topk_np._namespace import Array
@@ -29,21 +29,38 @@ class AttentionOptions(TypedDict, total=False):
     always_keep: tuple[int, int] | None
 
 
-def spell_out(function: Function) -> Function:
-    """Show each of the `AttentionOptions` in the signature of a function that takes them all."""
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    kind = inspect.Parameter.KEYWORD_ONLY
+def check_known(given: Mapping[str, object], options: type, whose: str) -> None:
+    """Check that what was given by name is among the `options`, a TypedDict."""
+    unknown = given.keys() - options.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"got an unexpected keyword argument {min(unknown)!r}; the options of {whose} are "
+            + ", ".join(options.__annotations__)
+        )
+
+
+def spell_out(options: type) -> Callable[[Function], Function]:
+    """
+    Show each of the `options`, a TypedDict, in the signature of a function that takes them all.
+
+    They come before the function's own `chunk_size`, or last.
+    """
     shared = [
         inspect.Parameter(
             name,
-            kind,
+            inspect.Parameter.KEYWORD_ONLY,
             default=False if name == "is_causal" else None,
             annotation=annotation.__forward_arg__,
         )
-        for name, annotation in AttentionOptions.__annotations__.items()
+        for name, annotation in options.__annotations__.items()
     ]
-    last = next(i for i, p in enumerate(own) if p.name == "chunk_size")
-    parameters = [*own[:last], *shared, *own[last:]]
-    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return function
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        last = next((i for i, p in enumerate(own) if p.name == "chunk_size"), len(own))
+        parameters = [*own[:last], *shared, *own[last:]]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from array_api_compat import device
@@ -29,9 +29,11 @@ from topk_np._namespace import (
 from topk_np.baselines.features import FeatureMap
 from topk_np.baselines.linear import LinearHeads, forward, make_heads
 from topk_np.baselines.linear_bwd import backward
+from topk_np.baselines.options import LinearOptions
 from topk_np.baselines.projection import draw_projection
 from topk_np.chunking import slices
 from topk_np.inputs import attention_problem
+from topk_np.options import check_known
 from topk_np.positions import Head, of_head, of_lead, own_place
 from topk_np.problem import Problem
 from topk_np.workers import MOST_TASKS, check_workers
@@ -158,31 +160,29 @@ def linear_problem(
     value: Array,
     make_map: Callable[[Array, float], FeatureMap],
     *,
-    features: int | None,
-    seed: int | None,
-    projection: Array | None,
     default_features: int,
     orthogonal: bool,
-    mask: Any,
-    is_causal: Any,
-    query_offset: Any,
-    key_lengths: Any,
-    scale: float | None,
     least: float | None,
-    chunk_size: Any,
-    workers: Any,
     gate: Array | None = None,
+    **options: Unpack[LinearOptions],
 ) -> LinearProblem:
     """The inputs and options of linear attention, checked; `make_map` is of projection, factor."""
+    check_known(options, LinearOptions, "this attention")
+    given: Callable[[str], Any] = options.get
+    mask, chunk_size, is_causal = (
+        given("mask"),
+        given("chunk_size"),
+        options.get("is_causal", False),
+    )
     problem = attention_problem(
         query,
         key,
         value,
         mask=mask,
         is_causal=is_causal,
-        query_offset=query_offset,
-        key_lengths=key_lengths,
-        scale=scale,
+        query_offset=given("query_offset"),
+        key_lengths=given("key_lengths"),
+        scale=given("scale"),
     )
     pairs = None if problem.mask is None else problem.mask.pairs
     if callable(pairs) or (pairs is not None and pairs.shape[-2] != 1):
@@ -195,18 +195,21 @@ def linear_problem(
         shape = problem.positions.offset.shape
         raise ValueError(f"query_offset must be one integer here, got an array of shape {shape}")
     if gate is not None:
-        gate = _check_gate(gate, problem, bool(is_causal))
-    vectors = _projection(problem, features, seed, projection, default_features, orthogonal)
+        gate = _check_gate(gate, problem, is_causal)
+    projection = given("projection")
+    vectors = _projection(
+        problem, given("features"), given("seed"), projection, default_features, orthogonal
+    )
     factor = math.sqrt(abs(problem.scale))
     return LinearProblem(
         problem,
-        bool(is_causal),
+        is_causal,
         gate,
         make_map(vectors, math.copysign(factor, problem.scale)),
         make_map(vectors, factor),
         float(problem.xp.finfo(problem.dtype).smallest_normal) if least is None else least,
         BLOCK if chunk_size is None else check_integer("chunk_size", chunk_size, least=1),
-        check_workers(workers),
+        check_workers(given("workers")),
         nbytes(vectors) if projection is None else 0,
     )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
 from topk_np.baselines.features import PositiveFeatures
 from topk_np.baselines.heads import LinearProblem, linear_problem
+from topk_np.baselines.options import LinearOptions
 from topk_np.inputs import check_dout
+from topk_np.options import spell_out
 
 FEATURES = 256
 
@@ -34,22 +35,13 @@ class PerformerResiduals:
         return self.problem.nbytes
 
 
+@spell_out(LinearOptions)
 def performer_attention(
     query: Array,
     key: Array,
     value: Array,
     /,
-    *,
-    features: int | None = None,
-    seed: int | None = None,
-    projection: Array | None = None,
-    mask: Array | None = None,
-    is_causal: bool = False,
-    query_offset: int | None = None,
-    key_lengths: int | Array | None = None,
-    scale: float | None = None,
-    chunk_size: int | None = None,
-    workers: int | Executor | None = None,
+    **options: Unpack[LinearOptions],
 ) -> Array:
     """
     Estimate softmax attention with positive orthogonal random features, in linear time.
@@ -143,39 +135,16 @@ def performer_attention(
     0.010
     0.002
     """
-    return _problem(
-        query,
-        key,
-        value,
-        features=features,
-        seed=seed,
-        projection=projection,
-        mask=mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        key_lengths=key_lengths,
-        scale=scale,
-        chunk_size=chunk_size,
-        workers=workers,
-    ).forward()
+    return _problem(query, key, value, **options).forward()
 
 
+@spell_out(LinearOptions)
 def performer_attention_fwd(
     query: Array,
     key: Array,
     value: Array,
     /,
-    *,
-    features: int | None = None,
-    seed: int | None = None,
-    projection: Array | None = None,
-    mask: Array | None = None,
-    is_causal: bool = False,
-    query_offset: int | None = None,
-    key_lengths: int | Array | None = None,
-    scale: float | None = None,
-    chunk_size: int | None = None,
-    workers: int | Executor | None = None,
+    **options: Unpack[LinearOptions],
 ) -> tuple[Array, PerformerResiduals]:
     """
     `performer_attention`, and what its backward pass needs.
@@ -197,21 +166,7 @@ def performer_attention_fwd(
     >>> residuals.nbytes == 8 * 4 * 8
     True
     """
-    problem = _problem(
-        query,
-        key,
-        value,
-        features=features,
-        seed=seed,
-        projection=projection,
-        mask=mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        key_lengths=key_lengths,
-        scale=scale,
-        chunk_size=chunk_size,
-        workers=workers,
-    )
+    problem = _problem(query, key, value, **options)
     return problem.forward(), PerformerResiduals(problem)
 
 
@@ -262,7 +217,9 @@ def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> Pe
     return PerformerGrads(**residuals.problem.backward(dout))
 
 
-def _problem(query: Array, key: Array, value: Array, **options: Any) -> LinearProblem:
+def _problem(
+    query: Array, key: Array, value: Array, **options: Unpack[LinearOptions]
+) -> LinearProblem:
     return linear_problem(
         query,
         key,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
 from topk_np.baselines.features import TrigonometricFeatures
 from topk_np.baselines.heads import LinearProblem, linear_problem
+from topk_np.baselines.options import LinearOptions
 from topk_np.inputs import check_dout
+from topk_np.options import spell_out
 
 FEATURES = 128
 EPSILON = 1e-2
@@ -36,23 +37,15 @@ class RFAResiduals:
         return self.problem.nbytes
 
 
+@spell_out(LinearOptions)
 def rfa_attention(
     query: Array,
     key: Array,
     value: Array,
     /,
     *,
-    features: int | None = None,
-    seed: int | None = None,
-    projection: Array | None = None,
     gate: Array | None = None,
-    mask: Array | None = None,
-    is_causal: bool = False,
-    query_offset: int | None = None,
-    key_lengths: int | Array | None = None,
-    scale: float | None = None,
-    chunk_size: int | None = None,
-    workers: int | Executor | None = None,
+    **options: Unpack[LinearOptions],
 ) -> Array:
     """
     Estimate softmax attention with random sines and cosines, in linear time.
@@ -145,41 +138,18 @@ def rfa_attention(
     >>> rfa_attention(key, key, value, is_causal=True, gate=gate)[:, 0].round(3)
     array([0.   , 0.667, 1.429, 2.267])
     """
-    return _problem(
-        query,
-        key,
-        value,
-        features=features,
-        seed=seed,
-        projection=projection,
-        gate=gate,
-        mask=mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        key_lengths=key_lengths,
-        scale=scale,
-        chunk_size=chunk_size,
-        workers=workers,
-    ).forward()
+    return _problem(query, key, value, gate=gate, **options).forward()
 
 
+@spell_out(LinearOptions)
 def rfa_attention_fwd(
     query: Array,
     key: Array,
     value: Array,
     /,
     *,
-    features: int | None = None,
-    seed: int | None = None,
-    projection: Array | None = None,
     gate: Array | None = None,
-    mask: Array | None = None,
-    is_causal: bool = False,
-    query_offset: int | None = None,
-    key_lengths: int | Array | None = None,
-    scale: float | None = None,
-    chunk_size: int | None = None,
-    workers: int | Executor | None = None,
+    **options: Unpack[LinearOptions],
 ) -> tuple[Array, RFAResiduals]:
     """
     `rfa_attention`, and what its backward pass needs.
@@ -201,22 +171,7 @@ def rfa_attention_fwd(
     >>> residuals.nbytes == 8 * 4 * 8
     True
     """
-    problem = _problem(
-        query,
-        key,
-        value,
-        features=features,
-        seed=seed,
-        projection=projection,
-        gate=gate,
-        mask=mask,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        key_lengths=key_lengths,
-        scale=scale,
-        chunk_size=chunk_size,
-        workers=workers,
-    )
+    problem = _problem(query, key, value, gate=gate, **options)
     return problem.forward(), RFAResiduals(problem)
 
 
@@ -270,8 +225,15 @@ def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
 
 
 def _problem(
-    query: Array, key: Array, value: Array, *, scale: float | None, **options: Any
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    gate: Array | None,
+    **options: Unpack[LinearOptions],
 ) -> LinearProblem:
+    if options.get("scale") is None:
+        options["scale"] = 1.0
     return linear_problem(
         query,
         key,
@@ -280,6 +242,6 @@ def _problem(
         default_features=FEATURES,
         orthogonal=False,
         least=EPSILON,
-        scale=1.0 if scale is None else scale,
+        gate=gate,
         **options,
     )

@@ -34,7 +34,7 @@ class DenseAttentionResiduals:
         return 0
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def dense_attention(
     query: Array,
     key: Array,
@@ -114,7 +114,7 @@ def dense_attention(
     return out
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def dense_attention_fwd(
     query: Array,
     key: Array,

@@ -14,7 +14,7 @@ from topk_np.selection import select
 from topk_np.work import Task
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def error_bound(
     query: Array,
     key: Array,

@@ -14,7 +14,7 @@ from topk_np.selection import select
 from topk_np.work import Task
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def kept_mass(
     query: Array,
     key: Array,
@@ -89,7 +89,7 @@ def kept_mass(
     return out.array if given is k else out.array[0, ...]
 
 
-@spell_out
+@spell_out(AttentionOptions)
 def keys_for_mass(
     query: Array,
     key: Array,
