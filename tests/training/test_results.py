@@ -55,7 +55,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", trained)
-    monkeypatch.setattr(results, "TASKS", {"listops": 2})
+    monkeypatch.setattr(results, "TASKS", {"listops": results.Budget(2, 4000)})
     monkeypatch.setattr(results, "WINDOW", 2)
     monkeypatch.setattr(results, "METHODS", ({"attention": "dense"}, {"attention": "rfa"}))
     return asked

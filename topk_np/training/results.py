@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from topk_np.bench.machine import describe_machine
 from topk_np.training.command import RESULTS
@@ -24,9 +24,21 @@ from topk_np.training.records import CHECKPOINT, Line, read_log
 from topk_np.training.report import method
 from topk_np.training.settings import Settings
 
-STEPS = 4000
-TASKS = {"listops": 3, "listops-16-64": 1, "text": 1, "pixels": 1}
-"""How many seeds each task is trained with."""
+
+
+class Budget(NamedTuple):
+    """What is spent on each method of a task."""
+
+    seeds: int
+    steps: int
+
+
+TASKS = {
+    "listops": Budget(3, 4000),
+    "listops-16-64": Budget(1, 4000),
+    "text": Budget(1, 1000),
+    "pixels": Budget(1, 1000),
+}
 METHODS: tuple[dict[str, Any], ...] = (
     {"attention": "dense"},
     {"attention": "topk", "k": 16},
@@ -65,9 +77,9 @@ def main(arguments: Sequence[str] | None = None, /) -> int:
 
 def plan() -> Iterator[Settings]:
     """All runs, those with the first seed before the others."""
-    for seed in range(max(TASKS.values())):
-        for task, seeds in TASKS.items():
-            if seed < seeds:
+    for seed in range(max(budget.seeds for budget in TASKS.values())):
+        for task, budget in TASKS.items():
+            if seed < budget.seeds:
                 for chosen in METHODS:
                     yield Settings(task, seed=seed, **chosen)
 
@@ -80,7 +92,7 @@ def train(settings: Settings, folder: Path) -> int:
         if field.default is not MISSING and value != field.default:
             option = f"--{field.name.replace('_', '-')}"
             command += [option] if value is True else [option, str(value)]
-    command += ["--steps", str(STEPS), "--out", str(folder)]
+    command += ["--steps", str(TASKS[settings.task].steps), "--out", str(folder)]
     return subprocess.run(
         [*command, *(["--resume"] if (folder / CHECKPOINT).exists() else [])], check=False
     ).returncode
