@@ -25,7 +25,6 @@ from topk_np.training.report import method
 from topk_np.training.settings import Settings
 
 
-
 class Budget(NamedTuple):
     """What is spent on each method of a task."""
 
