@@ -12,12 +12,12 @@ import pytest
 import topk_np
 from topk_np import baselines, dask, diagnostics, layers, models, tasks, testing, training
 from topk_np.models import bert, decode, llama, t5, t5_generate
-from topk_np.tasks import listops, pathfinder, pixels, text
+from topk_np.tasks import listops, pathfinder, pixels, reviews, text
 
 MODULES = (
     *(baselines, dask, diagnostics, layers, models, tasks, testing, training),
     *(bert, decode, llama, t5, t5_generate),
-    *(listops, pathfinder, pixels, text),
+    *(listops, pathfinder, pixels, reviews, text),
 )
 DOCS = Path(__file__).parents[1] / "docs"
 NOTEBOOKS = DOCS.parent / "notebooks"

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from topk_np import __version__
-from topk_np.commands import bench, check, demo, fetch, generate, selftest, train
+from topk_np.commands import bench, check, demo, experiment, fetch, generate, selftest, train
 from topk_np.commands.options import CommandError, Parser
 
-COMMANDS = (fetch, demo, generate, train, bench, selftest, check)  # in the order of --help
+# In the order of --help.
+COMMANDS = (fetch, demo, generate, experiment, train, bench, selftest, check)
 
 EXTRAS = {
     "gguf": "demo",

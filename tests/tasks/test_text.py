@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from topk_np.tasks import MissingDataError, load
-from topk_np.tasks.text import INNER, SDIST, SOURCES, text_classification, text_retrieval
+from topk_np.tasks.text import ARCHIVE, INNER, SOURCES, text_classification, text_retrieval
 
 
 def tar(files: dict[str, bytes]) -> bytes:
@@ -54,7 +54,7 @@ def test_missing_texts_say_what_brings_them(
     monkeypatch.setenv("TOPK_NP_CACHE", str(tmp_path))
     with pytest.raises(MissingDataError, match=r"pip download .* vaderSentiment==2\.5"):
         load("text")
-    (tmp_path / SDIST).write_bytes(b"something else")
+    (tmp_path / ARCHIVE.name).write_bytes(b"something else")
     with pytest.raises(MissingDataError, match="must have the SHA-256"):
         load("retrieval")
 

