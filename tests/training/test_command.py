@@ -16,7 +16,15 @@ from tests.test_cli import fails
 from topk_np.cli import main
 from topk_np.tasks import Task
 from topk_np.tasks.listops import listops
-from topk_np.training import ParamsError, command, flatten, load_params, loop, steps
+from topk_np.training import (
+    ParamsError,
+    command,
+    flatten,
+    load_params,
+    loop,
+    save_params,
+    steps,
+)
 from topk_np.training.records import CHECKPOINT, LOG, read_log
 from topk_np.training.settings import TrainError
 
@@ -98,13 +106,15 @@ def test_a_run_in_two_parts_is_the_whole_run_bit_for_bit(here: Path, attention: 
 def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint_to_go_on_from(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    take_step = steps.take_step
+
     def interrupted(*arguments: Any) -> Any:
         if arguments[1].step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return steps.take_step(*arguments)
+        return take_step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", interrupted)
+        patch.setattr(steps, "take_step", interrupted)
         assert trained("--steps", "6", "--out", "run") == 130
     assert "go on with --resume --out run" in capsys.readouterr().err
     assert load_params(here / "run" / CHECKPOINT)[1]["step"] == "3"
@@ -127,11 +137,13 @@ def test_lines_after_the_checkpoint_are_written_anew(here: Path) -> None:
 def test_a_loss_that_is_nan_stops_with_a_message_and_keeps_the_checkpoint(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    take_step = steps.take_step
+
     def diverging(*arguments: Any) -> Any:
-        state, measured = steps.take_step(*arguments)
+        state, measured = take_step(*arguments)
         return state, measured._replace(loss=float("nan")) if state.step == 4 else measured
 
-    monkeypatch.setattr(loop, "take_step", diverging)
+    monkeypatch.setattr(steps, "take_step", diverging)
     assert trained("--steps", "6", "--out", "run", "--learning-rate", "3") == 2
     assert "error: the loss is nan at step 4, with --learning-rate 3" in capsys.readouterr().err
     tree, about = load_params(here / "run" / CHECKPOINT)
@@ -187,3 +199,15 @@ def test_without_matplotlib_there_are_no_plots_and_a_line_that_says_so(
     assert trained("--steps", "1", "--out", "run") == 0
     assert "No plots: the package matplotlib is missing" in capsys.readouterr().out
     assert not list((here / "run").glob("*.png"))
+
+
+def test_a_file_of_another_kind_in_place_of_the_checkpoint_is_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "listops", *SMALL, "--out", "run", "--resume"]
+    path = here / "run" / CHECKPOINT
+    path.parent.mkdir()
+    save_params(path, {"bias": np.zeros(2)})
+    assert "checkpoint.safetensors: not a checkpoint of this" in fails(capsys, *arguments)
+    path.write_bytes(b"{")
+    assert "damaged or not a safetensors file" in fails(capsys, *arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,18 +16,18 @@ from topk_np.tasks import Task, load
 from topk_np.training import report
 from topk_np.training.classifier import Classifier
 from topk_np.training.encoder import Encoder
-from topk_np.training.loop import train
+from topk_np.training.folders import choose_folder, resumed
 from topk_np.training.params import write_whole
-from topk_np.training.records import CHECKPOINT, Line, State, load_state, read_log
-from topk_np.training.settings import Settings, TrainError
-from topk_np.training.steps import Measured, evaluate
+from topk_np.training.progress import train_with_bar
+from topk_np.training.records import Line, State, read_log
+from topk_np.training.settings import Settings
+from topk_np.training.steps import Classifying, evaluate
 from topk_np.training.trees import flatten
 
 FOLDER = "topk_np_train"
 RESULTS = "results.json"
 EXPRESSIONS = 20_000  # of ListOps to train on, made in seconds
 TEST_KS = (4, 8, 16, 32, 64, 128, 256)
-MEBI = 2**20
 
 
 def run(
@@ -74,17 +73,25 @@ def run(
     import tqdm  # noqa: F401
 
     chosen = Settings(**settings)
-    folder = _folder(chosen, out, resume)
+    folder = choose_folder(Path(FOLDER) / chosen.name, out=out, resume=resume)
     task = make_task(chosen.task)
     model = make_model(chosen, task)
-    first = State.first(model.init(np.random.default_rng(chosen.seed)))
-    state = _resumed(folder, chosen, first) if resume else first
+    state = State.first(model.init(np.random.default_rng(chosen.seed)), averaged=True)
+    if resume:
+        state = resumed(folder, chosen, state)
     folder.mkdir(parents=True, exist_ok=True)
 
     print(report.heading(chosen, task.name, sum(map(np.size, flatten(state.params).values()))))
     print(f"Folder: {folder}")
     held = peak_memory()
-    state = _train(model, task, chosen, state, folder, steps, evaluate_every)
+    state = train_with_bar(
+        Classifying(model, task, chosen),
+        state,
+        folder,
+        name=chosen.name,
+        steps=steps,
+        evaluate_every=evaluate_every,
+    )
     return _finish(model, task, chosen, state, folder, test_k, held)
 
 
@@ -110,86 +117,6 @@ def make_model(settings: Settings, task: Task) -> Classifier:
         hidden=settings.hidden,
         encoder=encoder,
     )
-
-
-def _folder(settings: Settings, out: Path | None, resume: bool) -> Path:
-    """The folder of a run: the one asked for, or a new one, or the newest of its name."""
-    if out is not None:
-        held = (out / CHECKPOINT).exists()
-        if resume and not held:
-            raise TrainError(f"--resume: there is no {CHECKPOINT} in {out}")
-        if held and not resume:
-            raise TrainError(
-                f"--out {out} holds a run: go on with --resume, or name another folder"
-            )
-        return out
-    first = Path(FOLDER) / settings.name
-    folder, newest, number = first, None, 1
-    while (folder / CHECKPOINT).exists():
-        number += 1
-        folder, newest = first.with_name(f"{first.name}-{number}"), folder
-    if not resume:
-        return folder
-    if newest is None:
-        raise TrainError(f"--resume: there is no {CHECKPOINT} in {first}; name a folder with --out")
-    return newest
-
-
-def _resumed(folder: Path, settings: Settings, like: State) -> State:
-    """The state at a checkpoint, of a run with the same settings."""
-    before, state = load_state(folder, like=like.params)
-    different = settings.differences(before)
-    if different:
-        wanted = ", ".join(
-            f"--{name.replace('_', '-')} {getattr(before, name)}" for name in different
-        )
-        raise TrainError(f"--resume: the run in {folder} has {wanted}")
-    return state
-
-
-def _train(
-    model: Classifier,
-    task: Task,
-    settings: Settings,
-    state: State,
-    folder: Path,
-    steps: int,
-    evaluate_every: int,
-) -> State:
-    """Train with a bar that shows how it goes."""
-    from tqdm import tqdm
-
-    with tqdm(total=steps, initial=state.step, desc=settings.name, unit="step") as bar:
-        loss, accuracy, tokens, seconds = 0.0, 0.0, 0, state.seconds
-
-        def tick(state: State, measured: Measured) -> None:
-            nonlocal loss, accuracy, tokens
-            first = not tokens
-            loss += (measured.loss - loss) * (1 if first else 0.02)  # running means
-            accuracy += (measured.accuracy - accuracy) * (1 if first else 0.02)
-            tokens += measured.tokens
-            speed = tokens / max(state.seconds - seconds, 1e-9)
-            bar.update()
-            bar.set_postfix_str(
-                f"loss {loss:.3f}, accuracy {accuracy:.3f}, {speed:,.0f} tokens/s, "
-                f"{peak_memory() / MEBI:,.0f} MiB",
-                refresh=False,
-            )
-
-        try:
-            return train(
-                model,
-                task,
-                settings,
-                state,
-                folder,
-                steps=steps,
-                evaluate_every=evaluate_every,
-                tick=tick,
-            )
-        except KeyboardInterrupt:
-            bar.write(f"Interrupted; go on with --resume --out {folder}", file=sys.stderr)
-            raise
 
 
 def _finish(

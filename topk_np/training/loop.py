@@ -1,23 +1,48 @@
-"""The training loop: steps, evaluations, checkpoints and a log."""
+"""The training loop: steps, evaluations, checkpoints and a log, whatever is trained."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from topk_np.bench.alone import peak_memory
-from topk_np.tasks import Task
-from topk_np.training.batches import batch_at
-from topk_np.training.classifier import Classifier
 from topk_np.training.interrupts import Interrupts
 from topk_np.training.records import Log, State, save_state
-from topk_np.training.settings import Settings, TrainError
-from topk_np.training.steps import Measured, evaluate, take_step
+from topk_np.training.settings import RunSettings, TrainError
 from topk_np.workers import Crew
 
 CHECKPOINT_EVERY = 100  # steps
+
+
+class Measured(NamedTuple):
+    """How a model did on some examples."""
+
+    loss: float
+    tokens: int
+    """Without padding."""
+    accuracy: float | None = None
+    """None where nothing is right or wrong."""
+    norm: float = 0.0
+    """Of the gradients, before they are clipped."""
+
+
+class Work(Protocol):
+    """What is trained on what."""
+
+    @property
+    def settings(self) -> RunSettings:
+        """All that a step depends on, beside the state."""
+        ...
+
+    def step(self, state: State) -> tuple[State, Measured]:
+        """The state after the next step, and how the model did on its batch before it."""
+        ...
+
+    def validate(self, state: State) -> Measured:
+        """How the model does on examples that it is not trained on."""
+        ...
 
 
 class Tick(Protocol):
@@ -28,9 +53,7 @@ class Tick(Protocol):
 
 
 def train(
-    model: Classifier,
-    task: Task,
-    settings: Settings,
+    work: Work,
     state: State,
     folder: Path,
     *,
@@ -57,18 +80,16 @@ def train(
         with Crew(1), Interrupts() as interrupts:
             while state.step < steps and not interrupts.asked:
                 start, cpu = perf_counter(), process_time()
-                batch = batch_at(task.train, settings.batch, seed=settings.seed, step=state.step)
-                new, measured = take_step(model, state, batch, settings)
+                new, measured = work.step(state)
                 if not (math.isfinite(measured.loss) and math.isfinite(measured.norm)):
-                    raise TrainError(_diverged(measured, state, settings, folder))
+                    raise TrainError(_diverged(measured, state, work.settings, folder))
                 state = new._replace(
                     seconds=state.seconds + perf_counter() - start,
                     cpu=state.cpu + process_time() - cpu,
                 )
                 log.write(
                     step=state.step,
-                    loss=measured.loss,
-                    accuracy=measured.accuracy,
+                    **_quality(measured),
                     norm=measured.norm,
                     tokens=measured.tokens,
                     seconds=round(state.seconds, 4),
@@ -76,16 +97,11 @@ def train(
                 )
                 tick(state, measured)
                 if state.step % evaluate_every == 0:
-                    found = evaluate(model, state.averaged, task.validation)
-                    log.write(
-                        step=state.step,
-                        split="validation",
-                        loss=found.loss,
-                        accuracy=found.accuracy,
-                    )
+                    found = work.validate(state)
+                    log.write(step=state.step, split="validation", **_quality(found))
                 if state.step % CHECKPOINT_EVERY == 0:
-                    save_state(folder, settings, state)
-            save_state(folder, settings, state)
+                    save_state(folder, work.settings, state)
+            save_state(folder, work.settings, state)
             if interrupts.asked:
                 raise KeyboardInterrupt
     finally:
@@ -93,7 +109,12 @@ def train(
     return state
 
 
-def _diverged(measured: Measured, state: State, settings: Settings, folder: Path) -> str:
+def _quality(measured: Measured) -> dict[str, float]:
+    found = {"loss": measured.loss, "accuracy": measured.accuracy}
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def _diverged(measured: Measured, state: State, settings: RunSettings, folder: Path) -> str:
     what = "loss" if not math.isfinite(measured.loss) else "gradient"
     number = measured.loss if what == "loss" else measured.norm
     return (

@@ -156,6 +156,18 @@ float64, got (2,) and float64
     return tree, {name: text for name, text in metadata.items() if name not in (HASH, *WRITER)}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, whose arrays are neither read nor checked."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            found: dict[str, str] = file.metadata() or {}
+    except SafetensorError as error:
+        raise ParamsError(f"{path}: damaged or not a safetensors file ({error})") from error
+    return found
+
+
 def _plain(name: str, array: Array) -> np.ndarray:
     """An array as safetensors takes it: NumPy's, of one block, and of a dtype that it knows."""
     try:

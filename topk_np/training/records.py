@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from topk_np.training.adamw import AdamWState, adamw_init
-from topk_np.training.params import load_params, save_params, write_whole
-from topk_np.training.settings import Settings, TrainError
+from topk_np.training.params import load_params, read_metadata, save_params, write_whole
+from topk_np.training.settings import RunSettings, Saved, TrainError
 from topk_np.training.trees import Tree
 
 Line = dict[str, Any]
+SavedSettings = TypeVar("SavedSettings", bound=Saved)
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
-TREES = ("params", "averaged", "mean", "square")  # of a checkpoint
 
 
 class State(NamedTuple):
     """Everything that a step depends on beside the settings."""
 
     params: Tree
-    averaged: Tree
-    """The running mean of the parameters, which is what is tested."""
     optimiser: AdamWState
+    averaged: Tree | None = None
+    """The running mean of the parameters, where one is kept; that is what is tested then."""
     seconds: float = 0.0
     """Time spent on training steps so far."""
     cpu: float = 0.0
@@ -35,15 +35,17 @@ class State(NamedTuple):
         return self.optimiser.step
 
     @classmethod
-    def first(cls, params: Tree) -> State:
+    def first(cls, params: Tree, *, averaged: bool) -> State:
         """Before the first step."""
-        return cls(params, params, adamw_init(params))
+        return cls(params, adamw_init(params), params if averaged else None)
 
 
-def save_state(folder: Path, settings: Settings, state: State) -> None:
+def save_state(folder: Path, settings: RunSettings, state: State) -> None:
     """Save a checkpoint; there is a whole one at any time."""
-    trees = state.params, state.averaged, state.optimiser.mean, state.optimiser.square
-    tree = dict(zip(TREES, trees, strict=True))
+    optimiser = state.optimiser
+    tree = {"params": state.params, "mean": optimiser.mean, "square": optimiser.square}
+    if state.averaged is not None:
+        tree["averaged"] = state.averaged
     about = {
         "settings": settings.dumps(),
         "step": str(state.step),
@@ -53,18 +55,30 @@ def save_state(folder: Path, settings: Settings, state: State) -> None:
     save_params(folder / CHECKPOINT, tree, metadata=about)
 
 
-def load_state(folder: Path, like: Tree | None = None) -> tuple[Settings, State]:
-    """Load a checkpoint, whose parameters are checked against others where given."""
-    whole = None if like is None else dict.fromkeys(TREES, like)
+def load_settings(folder: Path, kind: type[SavedSettings]) -> SavedSettings:
+    """The settings of that kind at a checkpoint, whose arrays are not read."""
+    try:
+        return kind.loads(read_metadata(folder / CHECKPOINT)["settings"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise TrainError(_not_ours(folder)) from error
+
+
+def load_state(folder: Path, *, like: State) -> State:
+    """Load a checkpoint, checked against another state."""
+    whole = {"params": like.params, "mean": like.optimiser.mean, "square": like.optimiser.square}
+    if like.averaged is not None:
+        whole["averaged"] = like.averaged
     tree, about = load_params(folder / CHECKPOINT, like=whole)
     try:
-        settings = Settings.loads(about["settings"])
         optimiser = AdamWState(int(about["step"]), tree["mean"], tree["square"])
         times = float(about["seconds"]), float(about["cpu"])
-        state = State(tree["params"], tree["averaged"], optimiser, *times)
-    except (KeyError, TypeError, ValueError) as error:
-        raise TrainError(f"{folder / CHECKPOINT}: not a checkpoint of this command") from error
-    return settings, state
+    except (KeyError, ValueError) as error:
+        raise TrainError(_not_ours(folder)) from error
+    return State(tree["params"], optimiser, tree.get("averaged"), *times)
+
+
+def _not_ours(folder: Path) -> str:
+    return f"{folder / CHECKPOINT}: not a checkpoint of this command"
 
 
 class Log:

@@ -4,14 +4,52 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from typing import Protocol, TypeVar
+
+Own = TypeVar("Own", bound="Saved")
 
 
 class TrainError(Exception):
     """What the user should be told in one line."""
 
 
+class RunSettings(Protocol):
+    """What the training loop needs of the settings of a run."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Of AdamW."""
+        ...
+
+    def dumps(self) -> str:
+        """As JSON."""
+        ...
+
+
 @dataclass(frozen=True)
-class Settings:
+class Saved:
+    """Settings that are saved with a checkpoint and compared with those of another run."""
+
+    def dumps(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls: type[Own], text: str) -> Own:
+        """From JSON."""
+        return cls(**json.loads(text))
+
+    def differences(self, other: Saved) -> list[str]:
+        """Names of the settings that differ."""
+        return [
+            field.name
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+@dataclass(frozen=True)
+class Settings(Saved):
     """All that two runs must share to give the same numbers, bit for bit."""
 
     task: str
@@ -52,20 +90,3 @@ class Settings:
         method = f"topk{self.k}" if self.attention == "topk" else self.attention
         units = "" if self.ffn_k is None else f"-ffn{self.ffn_k}"
         return f"{self.task}-{method}{units}-seed{self.seed}"
-
-    def dumps(self) -> str:
-        """As JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def loads(cls, text: str) -> Settings:
-        """From JSON."""
-        return cls(**json.loads(text))
-
-    def differences(self, other: Settings) -> list[str]:
-        """Names of the settings that differ."""
-        return [
-            field.name
-            for field in fields(self)
-            if getattr(self, field.name) != getattr(other, field.name)
-        ]

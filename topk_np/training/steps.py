@@ -1,18 +1,20 @@
-"""One step of training, and the accuracy on a split."""
+"""One step of training a classifier, and its accuracy on a split."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.layers import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
-from topk_np.tasks import Examples
+from topk_np.tasks import Examples, Task
 from topk_np.training.adamw import adamw
-from topk_np.training.batches import longest
+from topk_np.training.batches import batch_at, longest
 from topk_np.training.classifier import Classifier, classifier, classifier_bwd, classifier_fwd
 from topk_np.training.clipping import clip_by_global_norm
+from topk_np.training.loop import Measured
 from topk_np.training.records import State
 from topk_np.training.schedules import constant
 from topk_np.training.settings import Settings
@@ -22,15 +24,33 @@ from topk_np.workers import Crew
 TESTED = 64  # examples at once
 
 
-class Measured(NamedTuple):
-    """How a model did on some examples."""
+class Tested(NamedTuple):
+    """How a classifier did on some examples."""
 
     loss: float
     accuracy: float
     tokens: int
     """Without padding."""
-    norm: float = 0.0
-    """Of the gradients, before they are clipped."""
+
+
+@dataclass(frozen=True, eq=False)
+class Classifying:
+    """A classifier and its task, as the training loop takes them."""
+
+    model: Classifier
+    task: Task
+    settings: Settings
+
+    def step(self, state: State) -> tuple[State, Measured]:
+        """The state after a step on the batch that is next."""
+        settings = self.settings
+        batch = batch_at(self.task.train, settings.batch, seed=settings.seed, step=state.step)
+        return take_step(self.model, state, batch, settings)
+
+    def validate(self, state: State) -> Measured:
+        """How the running mean of the parameters does on the validation split."""
+        found = evaluate(self.model, state.averaged, self.task.validation)
+        return Measured(found.loss, found.tokens, found.accuracy)
 
 
 def take_step(
@@ -56,11 +76,12 @@ def take_step(
     )
     kept = min(settings.AVERAGE, (1 + state.step) / (10 + state.step))
     averaged = tree_map(lambda old, new: kept * old + (1 - kept) * new, state.averaged, params)
-    measured = _measured(float(loss), logits, batch)._replace(norm=float(norm))
+    found = _tested(float(loss), logits, batch)
+    measured = Measured(found.loss, found.tokens, found.accuracy, float(norm))
     return state._replace(params=params, averaged=averaged, optimiser=optimiser), measured
 
 
-def evaluate(model: Classifier, params: Tree, examples: Examples) -> Measured:
+def evaluate(model: Classifier, params: Tree, examples: Examples) -> Tested:
     """How a model does on a split: the mean over its examples."""
     order = np.argsort(longest(examples), kind="stable")
     found = []
@@ -69,14 +90,14 @@ def evaluate(model: Classifier, params: Tree, examples: Examples) -> Measured:
             some = examples[order[start : start + TESTED]]
             logits = classifier(some.tokens, params, model, lengths=some.lengths)
             loss = float(cross_entropy(logits, some.labels))
-            found.append((_measured(loss, logits, some), len(some) / len(examples)))
-    return Measured(
-        sum(one.loss * share for one, share in found),
-        sum(one.accuracy * share for one, share in found),
-        sum(one.tokens for one, _ in found),
+            found.append((_tested(loss, logits, some), len(some) / len(examples)))
+    return Tested(
+        loss=sum(one.loss * share for one, share in found),
+        accuracy=sum(one.accuracy * share for one, share in found),
+        tokens=sum(one.tokens for one, _ in found),
     )
 
 
-def _measured(loss: float, logits: Array, examples: Examples) -> Measured:
+def _tested(loss: float, logits: Array, examples: Examples) -> Tested:
     right = np.mean(np.argmax(logits, axis=1) == examples.labels)
-    return Measured(loss, float(right), int(examples.lengths.sum()))
+    return Tested(loss, float(right), int(examples.lengths.sum()))
