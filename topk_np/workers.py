@@ -42,6 +42,19 @@ def check_workers(workers: Any) -> int | Executor:
     return check_integer("workers", workers, least=1)
 
 
+def lasting(workers: int | Executor | None) -> int | Executor:
+    """
+    The option `workers` for a row of small calls, which share the same threads.
+
+    Threads of their own for each would take as long as the work. They end when nobody holds the
+    pool any longer.
+    """
+    threads = check_workers(workers)
+    if isinstance(threads, Executor) or threads == 1:
+        return threads
+    return ThreadPoolExecutor(min(threads, MOST_TASKS) - 1, "topk_np")
+
+
 def available_cores() -> int:
     """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

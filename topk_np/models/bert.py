@@ -5,13 +5,11 @@ Shapes: `...` batch axes, Q positions, D model width, H heads, F feed-forward wi
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from typing import Any, Literal, NamedTuple
 
 from topk_np._namespace import Array, array_namespace
-from topk_np.layers import (
-    linear,
-    pool,
-)
+from topk_np.layers import linear, pool
 from topk_np.models.bert_ends import (
     Bert,
     BertConfig,
@@ -20,12 +18,7 @@ from topk_np.models.bert_ends import (
     transform_bwd,
     transform_fwd,
 )
-from topk_np.models.blocks import (
-    StackResiduals,
-    stack,
-    stack_bwd,
-    stack_fwd,
-)
+from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
 from topk_np.models.model import Params
 from topk_np.models.per_layer import per_layer
 from topk_np.models.post_norm import PostNormBlock
@@ -43,7 +36,7 @@ def forward(
     *,
     mask: Array | None = None,
     types: Array | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Array:
     """
     Hidden states after the last block.
@@ -58,7 +51,7 @@ def forward(
         False at padding, which no position attends to; all are True by default.
     types : integer array (..., Q), optional
         Which of two texts each token belongs to, 0 by default.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Returns
@@ -147,7 +140,7 @@ def loss_fwd(
     mask: Array | None = None,
     types: Array | None = None,
     recompute: bool = False,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> tuple[Array, LossResiduals]:
     """
     The masked-LM loss, and what `loss_bwd` needs.
@@ -227,7 +220,7 @@ def check_ks(model: Bert, /) -> list[tuple[int | None, int | None]]:
 
 
 def _blocks(
-    model: Bert, tokens: Array, mask: Array | None, workers: int | None
+    model: Bert, tokens: Array, mask: Array | None, workers: int | Executor | None
 ) -> list[PostNormBlock]:
     config = model.config
     options: dict[str, Any] = {"workers": workers}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 
 from array_api_compat import device
 
 from topk_np import KVCache
 from topk_np._namespace import Array, array_namespace, check_integer
-from topk_np.models.llama import Llama, check_ks, forward, logits
+from topk_np.models.llama import Llama, check_ks, forward, logits, output_layer
+from topk_np.models.one_row import one_row_linear
 from topk_np.models.sampling import Sampling
 from topk_np.models.tokens import check_tokens
+from topk_np.workers import Crew, lasting
 
 __all__ = ["generate"]
 
@@ -23,7 +26,7 @@ def generate(
     count: int | None = None,
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Iterator[Array]:
     """
     The tokens that follow, each as soon as it is known.
@@ -41,7 +44,7 @@ def generate(
         that ended it until all have.
     sampling : Sampling, optional
         How the next token is chosen, by default the most probable one.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Yields
@@ -59,9 +62,8 @@ def generate(
     -----
     The prompt is read in one pass, then every token costs a pass over one position: time O(N) in
     the N positions so far for attention, and all weights are read once, which bounds the speed.
-    Keys and values are appended to caches and read in place. Products of single rows run on BLAS's
-    own threads; on a machine that is busy otherwise one of them (``OPENBLAS_NUM_THREADS=1``) is
-    several times faster than two that wait for each other.
+    Keys and values are appended to caches and read in place. From the first token on BLAS is held
+    to one thread, and ours share the large matrices.
     """
     check_tokens(model.params["embedding"], tokens)
     length, context = tokens.shape[-1], model.config.context
@@ -75,10 +77,16 @@ def generate(
     stops = check_stops(model.params["embedding"], stop)
     check_ks(model)
     caches = [KVCache() for _ in model.params["layers"]]
+    pool = lasting(workers)
 
     def scores(new: Array) -> Array:
-        hidden = forward(model, new, caches=caches, workers=workers)
-        return logits(model, hidden[..., -1:, :])
+        if new.shape[-1] > 1:
+            hidden = forward(model, new, caches=caches, workers=workers)
+            return logits(model, hidden[..., -1:, :])
+        # BLAS's own threads would wait busily for the next product, in the way of ours.
+        with Crew(pool):
+            hidden = forward(model, new, caches=caches, workers=pool)
+            return one_row_linear(hidden, output_layer(model), pool)
 
     return write(scores, tokens, count, stops, sampling)
 

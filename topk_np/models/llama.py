@@ -7,6 +7,7 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -70,7 +71,7 @@ def forward(
     *,
     attention: Attention | None = None,
     caches: Sequence[KVCache] | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Array:
     """
     Hidden states after the last block and its norm.
@@ -88,7 +89,7 @@ def forward(
     caches : sequence of KVCache, optional
         One a layer, all of one length. The keys and values of `tokens` are appended, and `tokens`
         attend to all that is there.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Returns
@@ -129,7 +130,7 @@ def forward(
 
 def logits(model: Llama, hidden: Array, /) -> Array:
     """Unnormalised log probabilities (..., Q, T) of the next token from `hidden` (..., Q, D)."""
-    return linear(hidden, _head(model))
+    return linear(hidden, output_layer(model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def loss_fwd(
     /,
     *,
     recompute: bool = False,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> tuple[Array, LlamaLossResiduals]:
     """
     How well each token is foreseen from those before it, and what `loss_bwd` needs.
@@ -166,7 +167,7 @@ def loss_fwd(
     recompute : bool, default False
         Keep the inputs of the blocks only, and compute each again in the backward pass: a third
         more time, and memory for the residuals of one block.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Returns
@@ -196,7 +197,7 @@ def loss_fwd(
     x, embedded = embedding_fwd(tokens, params["embedding"])
     x, stacked = stack_fwd(blocks, x, params["layers"], recompute=recompute)
     hidden, normed = rms_norm_fwd(x, params["norm"], eps=eps)
-    loss, head = token_loss_fwd(hidden[..., :-1, :], labels[..., 1:], _head(model))
+    loss, head = token_loss_fwd(hidden[..., :-1, :], labels[..., 1:], output_layer(model))
     return loss, LlamaLossResiduals(embedded, stacked, normed, head, "head" not in params)
 
 
@@ -232,13 +233,21 @@ def loss_bwd(residuals: LlamaLossResiduals, dout: float = 1.0, /) -> Params:
 
 
 def causal_attention(
-    query: Array, key: Array, value: Array, /, *, k: int | None, workers: int | None = None
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    k: int | None,
+    workers: int | Executor | None = None,
 ) -> Array:
     """
     Causal attention: top-k, or dense where `k` is None.
 
     The queries are the last Q of the N positions that keys and values are of.
     """
+    if k is not None and k >= key.shape[-2]:
+        k = None  # which is the same, and less to do
     if query.shape[-2] == 1:
         # The last position sees every key: the heads of a group are so many queries of one head.
         xp = array_namespace(query)
@@ -259,7 +268,8 @@ def check_ks(model: Llama, /) -> list[tuple[int | None, int | None]]:
     return list(zip(ks, per_layer("ffn_k", model.ffn_k, depth), strict=True))
 
 
-def _head(model: Llama) -> Array:
+def output_layer(model: Llama, /) -> Array:
+    """(T, D), the embedding where it is tied to that."""
     return model.params.get("head", model.params["embedding"])
 
 
@@ -269,7 +279,7 @@ def _blocks(
     first: int,
     attention: Attention | None,
     decoding: bool,
-    workers: int | None,
+    workers: int | Executor | None,
 ) -> list[Block]:
     """The blocks for some positions, the first of which is `first`."""
     config, params = model.config, model.params
@@ -298,7 +308,9 @@ def _blocks(
     return blocks
 
 
-def _heads(heads: int, groups: int, k: int | None, offset: int, workers: int | None) -> Heads:
+def _heads(
+    heads: int, groups: int, k: int | None, offset: int, workers: int | Executor | None
+) -> Heads:
     options = {"is_causal": True, "query_offset": offset, "workers": workers}
     return Heads(heads, groups, k, options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,7 @@ from topk_np import (
     topk_ffn_bwd,
     topk_ffn_fwd,
 )
-from topk_np._namespace import Array, array_namespace
-from topk_np.activations import ACTIVATIONS
+from topk_np._namespace import Array
 from topk_np.ffn import TopKFFNResiduals
 from topk_np.layers.affine import affine
 from topk_np.layers.heads import merge_heads, split_heads
@@ -27,6 +27,7 @@ from topk_np.layers.multihead import MultiheadResiduals
 from topk_np.layers.projections import Projections
 from topk_np.layers.rope import Rotation
 from topk_np.models.model import Params
+from topk_np.models.one_row import one_row_ffn
 
 CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
 
@@ -96,7 +97,7 @@ class Units:
     activation: str
     k: int | None
     select: str = "activation"
-    workers: int | None = None
+    workers: int | Executor | None = None
 
 
 def ffn_fwd(
@@ -119,7 +120,7 @@ def ffn_fwd(
             **others,
         )
     if decoding and math.prod(x.shape[:-1]) == 1:
-        return _one_row(x, params, how.activation), None
+        return one_row_ffn(x, params, how.activation, how.workers), None
     return dense_ffn_fwd(
         x,
         keys,
@@ -137,12 +138,3 @@ def ffn_bwd(residuals: Any, dout: Array, /) -> tuple[Array, Params]:
     grads: FFNGrads = (topk_ffn_bwd if topk else dense_ffn_bwd)(residuals, dout)
     weights = {name: d for name, d in grads._asdict().items() if name != "x" and d is not None}
     return grads.x, weights
-
-
-def _one_row(x: Array, params: Params, activation: str) -> Array:
-    """One row needs no chunks, and BLAS may share its products, which are bound by memory."""
-    value = ACTIVATIONS[activation].value
-    h = affine(x, params["keys"], params.get("key_bias"))
-    h = value(affine(x, params["gate"], None)) * h if "gate" in params else value(h)
-    xp = array_namespace(x)
-    return affine(h, xp.matrix_transpose(params["values"]), params.get("value_bias"))

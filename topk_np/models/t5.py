@@ -7,6 +7,7 @@ W head width, B buckets of distances, F feed-forward width, T tokens of the voca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 from topk_np import KVCache
@@ -29,7 +30,7 @@ Caches = Sequence[tuple[KVCache, KVCache]]
 
 
 def encode(
-    model: T5, tokens: Array, /, *, mask: Array | None = None, workers: int | None = None
+    model: T5, tokens: Array, /, *, mask: Array | None = None, workers: int | Executor | None = None
 ) -> Array:
     """
     The encoder's hidden states, after its last norm.
@@ -42,7 +43,7 @@ def encode(
         Token ids of the input.
     mask : bool array (..., N), optional
         False at padding, which nothing attends to; all are True by default.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Returns
@@ -71,7 +72,7 @@ def decode(
     *,
     mask: Array | None = None,
     caches: Caches | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Array:
     """
     The decoder's hidden states, after its last norm.
@@ -90,7 +91,7 @@ def decode(
     caches : sequence of pairs of KVCache, optional
         For each layer, of the decoder's positions and of the encoder's. `tokens` are appended; the
         encoder's are computed the first time.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Returns
@@ -133,7 +134,7 @@ def loss_fwd(
     *,
     mask: Array | None = None,
     recompute: bool = False,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> tuple[Array, LossResiduals]:
     """
     How well each label is foreseen from the input and the labels before it.

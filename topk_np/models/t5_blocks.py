@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -106,7 +107,7 @@ def _of_part(name: str, k: Any, part: str) -> tuple[str, LayerK]:
 
 
 def encoder_blocks(
-    model: T5, tokens: Array, mask: Array | None, workers: int | None
+    model: T5, tokens: Array, mask: Array | None, workers: int | Executor | None
 ) -> list[Block]:
     """The encoder's blocks, for checked tokens and mask."""
     check_tokens(model.params["embedding"], tokens)
@@ -125,7 +126,7 @@ def decoder_blocks(
     encoded: Array,
     mask: Array | None,
     first: int,
-    workers: int | None,
+    workers: int | Executor | None,
 ) -> list[Block]:
     """The decoder's blocks, for checked tokens, the first of which has position `first`."""
     check_tokens(model.params["embedding"], tokens)
@@ -140,7 +141,7 @@ def decoder_blocks(
 
 
 def _heads(
-    model: T5, part: str | None, mask: Array | None, workers: int | None, **options: Any
+    model: T5, part: str | None, mask: Array | None, workers: int | Executor | None, **options: Any
 ) -> Callable[[int | None], Heads]:
     """The heads of a layer as a function of k; those of a part have its bias by distance."""
     config = model.config
@@ -159,5 +160,5 @@ def _heads(
     return heads
 
 
-def _units(model: T5, k: int | None, workers: int | None) -> Units:
+def _units(model: T5, k: int | None, workers: int | Executor | None) -> Units:
     return Units(model.config.activation, k, model.ffn_select, workers)

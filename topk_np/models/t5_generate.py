@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from topk_np.models.decode import check_stops, write
 from topk_np.models.sampling import Sampling
 from topk_np.models.t5 import decode, encode, logits
 from topk_np.models.t5_blocks import T5
+from topk_np.workers import Crew, lasting
 
 __all__ = ["Beam", "beam_search", "generate"]
 
@@ -27,7 +29,7 @@ def generate(
     count: int = 64,
     stop: Sequence[int] | None = None,
     sampling: Sampling | None = None,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> Iterator[Array]:
     """
     The tokens of the output, each as soon as it is known.
@@ -47,7 +49,7 @@ def generate(
         has ended repeats the one that ended it until all have.
     sampling : Sampling, optional
         How the next token is chosen, by default the most probable one.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Yields
@@ -69,10 +71,12 @@ def generate(
     stops = check_stops(model.params["embedding"], model.stop if stop is None else stop)
     encoded = encode(model, tokens, mask=mask, workers=workers)
     caches = [(KVCache(), KVCache()) for _ in model.params["decoder"]["layers"]]
+    pool = lasting(workers)
 
     def scores(new: Array) -> Array:
-        hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=workers)
-        return logits(model, hidden[..., -1:, :])
+        with Crew(pool):  # as in `decode.generate`
+            hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=pool)
+            return logits(model, hidden)
 
     start = array_namespace(tokens).full_like(tokens[..., :1], model.config.start)
     return write(scores, start, count, stops, sampling)
@@ -97,7 +101,7 @@ def beam_search(
     count: int = 64,
     stop: Sequence[int] | None = None,
     length_penalty: float = 1.0,
-    workers: int | None = None,
+    workers: int | Executor | None = None,
 ) -> list[Beam]:
     """
     The most probable outputs that a search with so many open sequences finds, best first.
@@ -119,7 +123,7 @@ def beam_search(
     length_penalty : float, default 1.0
         The log probability of a sequence of n tokens is divided by ``n ** length_penalty``: above
         0 longer ones gain.
-    workers : int, optional
+    workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
     Returns
@@ -152,11 +156,14 @@ def beam_search(
     written = np.asarray([[]], np.int64)  # of the open sequences, a row each
     total = np.zeros(1)  # their log probabilities
     new = xp.full_like(tokens[None, :1], model.config.start)
+    pool = lasting(workers)
     for n in range(1, count + 1):
-        # The encoder's one row serves all sequences.
-        hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=workers)
+        with Crew(pool):  # as in `decode.generate`
+            # The encoder's one row serves all sequences.
+            hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=pool)
+            scores = to_numpy(logits(model, hidden)[:, 0, :])
         size = model.params["embedding"].shape[0]
-        every = total[:, None] + _log_softmax(to_numpy(logits(model, hidden)[:, 0, :]))
+        every = total[:, None] + _log_softmax(scores)
         # Each open sequence has so many ways to end: `beams` others are among these.
         most = beams * (1 + len(stops))
         best = np.argsort(-every, axis=None, kind="stable")[:most]
