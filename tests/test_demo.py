@@ -18,7 +18,7 @@ from tests.test_cli import fails
 from topk_np.cli import main
 from topk_np.demo import experiment, inputs, report
 from topk_np.demo.experiment import PASS_KEY, Row
-from topk_np.diagnostics import kept_mass
+from topk_np.experiments import reading
 from topk_np.models import fetch
 from topk_np.models.checkpoint import read_gguf
 from topk_np.models.llama import Llama
@@ -131,7 +131,7 @@ def test_perplexity_and_accuracy_are_of_the_text_alone(
         best[prompt.is_text.nonzero()[0][::2]] = 0
         return NextTokens(loss, best)
 
-    monkeypatch.setattr(experiment, "next_tokens", foresee)
+    monkeypatch.setattr(reading, "next_tokens", foresee)
     dense = experiment.compare(model, prompt, [64], lambda: None)[0]
     assert dense.perplexity == pytest.approx(3)
     assert dense.accuracy == pytest.approx(0.5, abs=0.02)
@@ -169,13 +169,6 @@ def test_the_time_of_a_run_is_without_that_of_observing(
 
     _, seconds = experiment._timed_run(model, prompt, None, None, tick, observe)
     assert seconds == 2  # one tick a layer
-
-
-def test_mass_kept_in_blocks_is_that_of_the_whole() -> None:
-    query, key = np.random.default_rng(0).standard_normal((2, 2, 1, 300, 4))
-    whole = kept_mass(query, key, k=[64, 2], is_causal=True)
-    mass = experiment._mass_kept(query, key, [64, 2])
-    np.testing.assert_allclose(mass, np.mean(whole, axis=(1, 2, 3)), rtol=1e-12)
 
 
 def test_scratch_of_topk_is_a_small_part_of_the_textbooks() -> None:

@@ -12,36 +12,18 @@ import numpy as np
 from topk_np import dense_attention
 from topk_np._namespace import Array
 from topk_np.demo.inputs import DemoError
-from topk_np.diagnostics import kept_mass
-from topk_np.models.llama import Llama, causal_attention, forward
-from topk_np.models.scoring import NextTokens, next_tokens
+from topk_np.experiments.prompts import Prompt, hide
+from topk_np.experiments.reading import Watch, mass_of_layer, read
+from topk_np.models.llama import Llama, causal_attention
+from topk_np.models.scoring import NextTokens
 from topk_np.models.tokenizer import Tokenizer
 
 PASS_KEY = "71853"
 PASS_KEY_K = 64  # always among the k that are tried
-LEAST_TEXT = 16  # tokens beside the pass key and its question
 FFN_SHARE = 3  # the feed-forward setting keeps one unit in so many
 
 Tick = Callable[[], object]  # called once a layer
 Heads = tuple[Array, Array, Array]  # query, key, value of one attention layer
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """
-    A text with a pass key hidden in its middle, and at its end a question about it and the answer.
-
-    One pass over it measures both how well the text is foreseen and what the question is answered
-    with: the most probable token at each digit of the answer, given the right digits before it.
-    They are all right if and only if greedy generation would write the key.
-    """
-
-    ids: np.ndarray
-    """(Q,) token ids."""
-    is_text: np.ndarray
-    """(Q - 1,) bool: which tokens, from the second on, are the text's own."""
-    digits: int
-    """How many tokens at the end are the answer."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +44,17 @@ class Row:
 
 def make_prompt(tokenizer: Tokenizer, text: np.ndarray, /) -> Prompt:
     """
-    Hide the pass key in a text of (Q,) tokens, cut at its end to keep the length.
+    Hide the pass key in the middle of a text of (Q,) tokens.
 
     Raises
     ------
     DemoError
         If there would be next to no text around it.
     """
-    note = tokenizer.encode(
-        f"\n\nThe pass key is {PASS_KEY}. Remember it. {PASS_KEY} is the pass key.\n\n"
-    )
-    question = tokenizer.encode(f"\n\nWhat is the pass key? The pass key is {PASS_KEY}")
-    added = len(note) + len(question)
-    room = len(text) - added
-    if room < LEAST_TEXT:
-        raise DemoError(
-            f"--tokens must be at least {added + LEAST_TEXT}, to hide a pass key, got {len(text)}"
-        )
-    pieces = [text[: room // 2], note, text[room // 2 : room], question]
-    lengths = [len(piece) for piece in pieces]
-    is_text = np.repeat([True, False, True, False], lengths)
-    return Prompt(np.concatenate(pieces), is_text[1:], len(tokenizer.encode(PASS_KEY)))
+    try:
+        return hide(tokenizer, text, PASS_KEY)
+    except ValueError as error:
+        raise DemoError(f"--tokens {error}") from error
 
 
 def chosen_ks(ks: Sequence[int], /) -> list[int]:
@@ -100,7 +72,7 @@ def compare(model: Llama, prompt: Prompt, ks: list[int], tick: Tick, /) -> list[
     heads: list[Heads] = []
 
     def observe(query: Array, key: Array, value: Array) -> None:
-        masses.append(_mass_kept(query, key, ks))
+        masses.append(mass_of_layer(query, key, ks))
         heads[:] = [(query, key, value)]
 
     units = model.params["layers"]["0"]["ffn"]["gate"].shape[0]
@@ -162,29 +134,22 @@ def _timed_run(
     attention_k: int | None,
     ffn_k: int | None,
     tick: Tick,
-    observe: Callable[[Array, Array, Array], None] | None,
+    observe: Watch | None,
 ) -> tuple[NextTokens, float]:
     """One pass over the prompt, and its seconds without those of `observe`."""
     observing = 0.0
 
-    def attention(query: Array, key: Array, value: Array) -> Array:
+    def watch(query: Array, key: Array, value: Array) -> None:
         nonlocal observing
         tick()
         if observe is not None:
             start = perf_counter()
             observe(query, key, value)
             observing += perf_counter() - start
-        return causal_attention(query, key, value, k=attention_k)
 
     start = perf_counter()
-    hidden = forward(replace(model, ffn_k=ffn_k), prompt.ids, attention=attention)
-    seen = next_tokens(model, hidden, prompt.ids)
+    seen = read(replace(model, attention_k=attention_k, ffn_k=ffn_k), prompt.ids, watch)
     return seen, perf_counter() - start - observing
-
-
-def _mass_kept(query: Array, key: Array, ks: list[int]) -> Array:
-    """The share of dense causal softmax mass that each k keeps, mean over heads and queries."""
-    return np.mean(kept_mass(query, key, k=ks, is_causal=True), axis=(1, 2, 3))
 
 
 def _keys_kept(tokens: int, k: int | None) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from topk_np.experiments.texts import documentation
 from topk_np.models.checkpoint import read_gguf
 from topk_np.models.fetch import fetch
 from topk_np.models.llama import Llama
@@ -34,9 +35,7 @@ def check_plot(path: Path) -> None:
 def read_text(path: Path | None, tokens: int) -> tuple[str, str]:
     """Return what the text is called, and enough of it for so many tokens."""
     if path is None:
-        from pydoc_data.topics import topics
-
-        return "Python's documentation", "\n".join(topics[name] for name in sorted(topics))
+        return "Python's documentation", documentation()
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(tokens * MOST_CHARACTERS)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from topk_np.demo.experiment import Row
+from topk_np.training.plots import COLOURS, STYLE
 
-INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
-TOPK, DENSE = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+TOPK, DENSE = COLOURS[:2]
 MEBI = 2**20
 
 
@@ -18,20 +18,7 @@ def save_plot(path: Path, rows: Sequence[Row], name: str, text: str, /) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {
-        "font.size": 11,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": PALE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titlepad": 12,
-        "axes.titlesize": 12,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-    }
-    with rc_context(style):
+    with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.8), layout="constrained")
         figure.suptitle(
             f"{name} with top-k attention, no retraining",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 EXPERIMENTS: dict[str, str] = {
     "perplexity": "how well SmolLM2 reads with top-k attention and feed-forward layers",
+    "passkey": "whether it finds a pass key that is hidden in a text",
+    "retrieval": "whether MiniLM finds the first half of a review from its second half",
 }
 """What each module of this package measures, in a line."""
 

@@ -13,23 +13,26 @@ import numpy as np
 from topk_np._namespace import Array
 from topk_np.experiments.alone import run_alone
 from topk_np.experiments.names import Point, Prepared, Result, Setting, Tick
+from topk_np.experiments.plots import columns, curves, dense_line, ratios
 from topk_np.experiments.reading import mass_of_layer, read
 from topk_np.experiments.settings import describe, with_setting
 from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import SOURCES, digest, sequences
 from topk_np.models.llama import Llama, LlamaConfig
 from topk_np.models.named import load_named
+from topk_np.training.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STARTS = (0, 40_000)  # tokens into a source
 SHORT, LONGER, LONG = 1024, 2048, 8192
+"""Lengths; what reads the longest is a process of its own, whose peak of memory is measured."""
 SEQUENCES = {SHORT: 4, LONGER: 2, LONG: 1}
 """How many are read of each length."""
 ATTENTION_KS = (256, 128, 64, 32, 16, 8)
 FFN_KS = (1024, 768, 512, 384, 256, 128)
-"""Settings of a `LONG` text run in a process of their own, whose peak of memory is theirs."""
+MEBI = 2**20
 
 
 def prepare(model: str | None, /) -> Prepared:
@@ -122,32 +125,114 @@ def label(setting: Setting, /) -> str:
 
 
 def table(points: Sequence[Point], /) -> str:
-    """A table for each length."""
+    """A table for each length, and one of the mass that is kept."""
     tables = []
     for tokens in dict.fromkeys(point.setting["tokens"] for point in points):
-        rows = [point for point in points if point.setting["tokens"] == tokens]
-        tables.append(_table(tokens, rows))
+        tables.append(_table(tokens, [p for p in points if p.setting["tokens"] == tokens]))
+    for point in points:
+        if "kept_mass" in point.result:
+            tables.append(_mass_table(point.result["kept_mass"]))
     return "\n\n".join(tables)
 
 
 def _table(tokens: int, points: Sequence[Point]) -> str:
-    dense = next((p.result["perplexity"] for p in points if p.setting == {"tokens": tokens}), None)
-    head = [f"{tokens:,} tokens", "perplexity", "against dense", "next-token accuracy"]
+    dense = _dense(points)
+    first = points[0]
+    count = len(first.result["losses"])
+    sources = list(SOURCES)[:count] if count > 1 else []
+    head = [f"{tokens:,} tokens", "perplexity", "against dense", *sources, "next-token accuracy"]
+    alone = "peak_memory" in first.result
+    head += ["peak memory, MiB"] if alone else []
     rows = []
     for point in points:
         found = point.result
-        change = "" if dense is None else f"{found['perplexity'] / dense - 1:+.1%}"
+        losses = found["losses"]
         rows.append(
             [
                 describe(point.setting),
-                f"{found['perplexity']:.2f}",
-                change,
+                f"{found['perplexity']:,.2f}",
+                f"{found['perplexity'] / dense - 1:+,.1%}"
+                if dense and dense != found["perplexity"]
+                else "",
+                *(f"{math.exp(mean(losses[i :: len(sources)])):,.2f}" for i in range(len(sources))),
                 f"{found['accuracy']:.3f}",
+                *([f"{found['peak_memory'] / MEBI:,.0f}"] if alone else []),
             ]
         )
     return markdown(head, rows)
 
 
+def _mass_table(mass: dict[str, list[float]]) -> str:
+    head = ["softmax mass kept", "mean of layers", "layer 0", "least of the others"]
+    rows = [
+        [f"k = {int(k):,}", *(f"{x:.3f}" for x in (mean(of), of[0], min(of[1:], default=of[0])))]
+        for k, of in mass.items()
+    ]
+    return markdown(head, rows)
+
+
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
-    """Nothing yet."""
-    return {}
+    """Perplexity against k, and the mass that is kept in each layer."""
+    figures = {}
+    if len([p for p in points if p.setting["tokens"] == SHORT]) > 1 and _dense(points):
+        figures["perplexity"] = _draw_perplexity(points)
+    for point in points:
+        if "kept_mass" in point.result:
+            figures["kept_mass"] = _draw_mass(point.result["kept_mass"])
+    return figures
+
+
+def _draw_perplexity(points: Sequence[Point]) -> Figure:
+    figure, (left, right) = columns(2)
+    attention = {
+        f"{tokens:,} tokens": _ratios(points, tokens, "attention_k")
+        for tokens in SEQUENCES
+        if tokens in {point.setting["tokens"] for point in points}
+    }
+    attention["1,024 tokens, layer 0 dense"] = _ratios(points, SHORT, "attention_k", "dense_layers")
+    curves(left, attention)
+    curves(
+        right,
+        {
+            "attention dense": _ratios(points, SHORT, "ffn_k"),
+            "attention k = 64": _ratios(points, SHORT, "ffn_k", "attention_k"),
+        },
+    )
+    for axes, title, ticks in (
+        (left, "Attention", (1, 1.1, 1.2, 1.3, 1.5, 1.7, 2)),
+        (right, f"Feed-forward, {SHORT:,} tokens", (1, 1.2, 1.5, 2, 3, 5, 8)),
+    ):
+        ratios(axes, ticks)
+        dense_line(axes, 1, above=False)
+        axes.set_title(f"{title}: perplexity / dense")
+        axes.set_xlabel("k")
+        axes.legend()
+    return figure
+
+
+def _draw_mass(mass: dict[str, list[float]]) -> Figure:
+    figure, (axes,) = columns(1)
+    for (k, of_layers), colour in zip(mass.items(), COLOURS, strict=False):
+        axes.plot(of_layers, color=colour, marker="o", markersize=4, label=f"k = {k}")
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("layer")
+    axes.set_title(f"Softmax mass that k of {SHORT:,} keys hold")
+    axes.legend(ncols=2)
+    return figure
+
+
+def _ratios(points: Sequence[Point], tokens: int, part: str, *others: str) -> dict[int, float]:
+    """Perplexity against dense by k, of the settings with these parts alone."""
+    own = [point for point in points if point.setting["tokens"] == tokens]
+    dense, parts = _dense(own), {"tokens", part, *others}
+    return {
+        point.setting[part]: point.result["perplexity"] / dense
+        for point in own
+        if dense and point.setting.keys() == parts
+    }
+
+
+def _dense(points: Sequence[Point]) -> float | None:
+    """The perplexity of the dense model on the texts of the first point."""
+    dense = {"tokens": points[0].setting["tokens"]}
+    return next((p.result["perplexity"] for p in points if p.setting == dense), None)

@@ -1,0 +1,100 @@
+"""The experiment `passkey`, on the tiny model through the code that measures the real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from topk_np.experiments import passkey, run, texts
+from topk_np.experiments.names import Point
+from topk_np.models import load_model
+from topk_np.models.llama import forward
+from topk_np.models.scoring import next_tokens
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, words: None) -> None:
+    """Short texts, few keys and few k."""
+    sizes = {"TOKENS": 180, "TRIES": 6, "ATTENTION_KS": (4,), "FFN_KS": (16,)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(passkey, name, value)
+
+
+def test_keys_differ_and_are_hidden_from_the_beginning_to_the_end(
+    small: None, tiny_gguf: Path
+) -> None:
+    model = load_model(tiny_gguf)
+    read = texts.sequences(model.tokenizer, (0,), 180)
+    prompts = passkey.make_prompts(model, read)
+    keys = [model.tokenizer.decode(prompt.ids[-prompt.digits :]) for prompt in prompts]
+    assert len(set(keys)) == 6
+    assert [len(key) for key in keys] == [5] * 6
+    before = [prompt.before for prompt in prompts]
+    assert before == sorted(before)
+    for prompt, text in zip(prompts, read * 3, strict=True):
+        assert np.array_equal(prompt.ids[: prompt.before], text[: prompt.before])
+
+
+@pytest.mark.parametrize("setting", [{}, {"attention_k": 4}, {"ffn_k": 16}], ids=str)
+def test_what_prompts_share_is_read_once_with_the_results_of_whole_passes(
+    small: None, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
+) -> None:
+    """A token that the model likes to write is made each key's, so that some are found."""
+    model = replace(load_model(tiny_gguf), **setting)
+    prompts = passkey.make_prompts(model, texts.sequences(model.tokenizer, (0,), 180))
+    whole = []
+    changed = []
+    for i, prompt in enumerate(prompts):
+        best = next_tokens(model, forward(model, prompt.ids), prompt.ids).best[-prompt.digits]
+        ids = prompt.ids.copy()
+        if i % 3:
+            ids[-prompt.digits] = best
+        changed.append(replace(prompt, ids=ids[: len(ids) - prompt.digits + 1], digits=1))
+        whole.append(bool(ids[-prompt.digits] == best))
+    ticks: list[None] = []
+    for first in (0, 1):
+        found = passkey.find_keys(model, changed[first::2], lambda: ticks.append(None))
+        assert found == whole[first::2]
+    assert len(ticks) == 6
+    assert 0 < sum(whole) < 6
+
+
+def test_found_keys_are_counted_and_marked(small: None, tiny_gguf: Path, tmp_path: Path) -> None:
+    record = run("passkey", model=str(tiny_gguf), out=tmp_path)
+    assert [point.setting for point in record.points] == [{}, {"attention_k": 4}, {"ffn_k": 16}]
+    for point in record.points:
+        assert len(point.result["right"]) == 6
+        assert point.result["found"] == point.result["right"].count("+")
+    assert (tmp_path / "passkey.png").exists()
+    assert record.about["tries"] == 6
+
+
+def test_marks_are_in_the_order_of_the_depths(
+    small: None, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(tiny_gguf)
+    prompts = passkey.make_prompts(model, texts.sequences(model.tokenizer, (0,), 180))
+    deep = prompts[3].before
+    monkeypatch.setattr(
+        passkey, "find_keys", lambda model, some, tick: [one.before >= deep for one in some]
+    )
+    assert passkey.measure(model, prompts, {}, lambda: None) == {"found": 3, "right": "---+++"}
+
+
+def test_the_table_says_how_many_are_found() -> None:
+    results: list[dict[str, Any]] = [
+        {"found": 3, "right": "+++-"},
+        {"found": 0, "right": "----"},
+    ]
+    settings = [{}, {"attention_k": 4}]
+    points = [Point(s, r, 0.0, 0) for s, r in zip(settings, results, strict=True)]
+    assert passkey.table(points).splitlines() == [
+        "| 1,024 tokens    | keys found |",
+        "| --------------- | ---------: |",
+        "| dense           |     3 of 4 |",
+        "| attention k = 4 |     0 of 4 |",
+    ]
