@@ -113,8 +113,8 @@ def attention_scratch(heads: Heads, k: int | None, /, *, in_chunks: bool = True)
 
     In chunks as the model runs it, or dense as in the textbook: all scores of a head at once.
     """
-    # what is imported on first use is no scratch, so a call on one position goes before
-    causal_attention(*(array[..., :1, :] for array in heads), k=k)
+    # what is imported on first use is no scratch, so a call on two positions goes before
+    causal_attention(*(array[..., :2, :] for array in heads), k=None if k is None else 1)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
