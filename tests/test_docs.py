@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import topk_np
+from tests.pages import DOCS, NOTEBOOKS, run_code, shown
 from topk_np import baselines, dask, diagnostics, layers, models, tasks, testing, training
+from topk_np.activations import ACTIVATIONS
 from topk_np.models import bert, decode, llama, t5, t5_generate
 from topk_np.tasks import listops, pathfinder, pixels, reviews, text
 
@@ -19,14 +21,33 @@ MODULES = (
     *(bert, decode, llama, t5, t5_generate),
     *(listops, pathfinder, pixels, reviews, text),
 )
-DOCS = Path(__file__).parents[1] / "docs"
-NOTEBOOKS = DOCS.parent / "notebooks"
+# Those that need PyTorch, Dask's cluster or Hypothesis are run beside the tests of these.
+RUNNABLE = ("index", "howto/activation", "howto/engine", "howto/long_sequences")
 
 
-def test_the_table_of_options_is_that_of_the_code() -> None:
-    made = runpy.run_path(str(DOCS / "tables" / "options.py"))
-    page = (DOCS / "options.md").read_text(encoding="utf-8")
-    assert page == made["page"](), "make it again: python docs/tables/options.py"
+@pytest.mark.parametrize("name", ["options", "errors"])
+def test_what_is_made_from_the_code_is_as_the_code_makes_it(name: str) -> None:
+    made = runpy.run_path(str(DOCS / "tables" / f"{name}.py"))
+    page = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    assert page == made["page"](), f"make it again: python docs/tables/{name}.py"
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = dict(ACTIVATIONS)
+    path = DOCS / f"{name}.md"
+    try:
+        run_code(path, {"__name__": path.stem})
+    finally:  # what a page adds
+        ACTIVATIONS.clear()
+        ACTIVATIONS.update(before)
+    assert capsys.readouterr().out.splitlines() == shown(path)
 
 
 def test_the_reference_has_every_public_name() -> None:

@@ -1,62 +1,48 @@
-"""
-Measure a pretrained model at many k, for docs/data/quality.json: `python docs/figures/quality.py`.
+"""Draw what top-k costs a pretrained model: `python docs/figures/quality.py` writes quality.svg.
 
-SmolLM2-135M reads parts of Python's documentation with a pass key hidden in each, as the demo does.
-About five minutes on two cores.
+The numbers are those of docs/data/quality.json, which measure_quality.py made.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from tqdm import tqdm
+from style import BLUE, DATA, ORANGE, axes, save
 
-from topk_np.demo.experiment import PASS_KEY, make_prompt
-from topk_np.demo.inputs import load_model, read_text
-from topk_np.models.llama import forward
-from topk_np.models.scoring import next_tokens
-
-DATA = Path(__file__).parents[1] / "data" / "quality.json"
-TOKENS = 1024
-STARTS = (0, 40_000)  # tokens into the text
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {},
-    *({"attention_k": k} for k in (256, 128, 64, 32, 16, 8)),
-    *({"ffn_k": k} for k in (1024, 768, 512, 384, 256, 128)),
-    *({"attention_k": 64, "ffn_k": k} for k in (1024, 768, 512)),
-    {"attention_k": {0: None, "rest": 32}},
+KEYS, UNITS = 1024, 1536
+CURVES = (
+    ("attention_k", KEYS, "attention", BLUE, "o", (5, 2)),
+    ("ffn_k", UNITS, "feed-forward", ORANGE, "s", (7, 2)),
 )
 
 
 def main() -> None:
-    source, text = read_text(None, max(STARTS) + TOKENS)
-    name, model = load_model(None)
-    ids = model.tokenizer.encode(text)
-    prompts = [make_prompt(model.tokenizer, ids[start : start + TOKENS]) for start in STARTS]
-    rows = []
-    for setting in tqdm(SETTINGS):
-        losses, hits, found = [], [], 0
-        for prompt in prompts:
-            seen = next_tokens(model, forward(replace(model, **setting), prompt.ids), prompt.ids)
-            losses.append(seen.loss[prompt.is_text])
-            hits.append((seen.best == prompt.ids[1:])[prompt.is_text])
-            found += model.tokenizer.decode(seen.best[-prompt.digits :]) == PASS_KEY
-        rows.append(
-            setting
-            | {
-                "perplexity": round(float(np.exp(np.mean(np.concatenate(losses)))), 3),
-                "accuracy": round(float(np.mean(np.concatenate(hits))), 4),
-                "pass_keys_found": found,
-            }
-        )
-    about = {"model": name, "text": source, "sequences": len(STARTS), "tokens": TOKENS}
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    text = f'{{"about": {json.dumps(about)},\n "rows": [\n{lines}\n]}}\n'
-    DATA.write_text(text, encoding="utf-8")
+    rows = json.loads((DATA / "quality.json").read_text(encoding="utf-8"))["rows"]
+    dense = rows[0]["perplexity"]
+    ax = axes(6.4, 3.8)
+    for option, of, label, colour, marker, shift in CURVES:
+        others = {name for name, *_ in CURVES} - {option}
+        curve = {
+            row[option]: 100 * (row["perplexity"] / dense - 1)
+            for row in rows
+            if isinstance(row.get(option), int) and not others & row.keys()
+        }
+        shares = [k / of for k in curve]
+        ax.loglog(shares, curve.values(), color=colour, marker=marker, label=label)
+        for k, share, rise in zip(curve, shares, curve.values(), strict=True):
+            ax.annotate(f"{k:,}", (share, rise), shift, textcoords="offset points", color=colour)
+    ticks = [1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    ax.set_xticks(ticks, [f"1/{round(1 / tick)}" for tick in ticks])
+    rises = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
+    ax.set_yticks(rises, [f"{rise:g} %" for rise in rises])
+    ax.minorticks_off()
+    ax.set(
+        xlim=(1 / 160, 1),
+        xlabel=f"share kept, of {KEYS:,} keys a query or {UNITS:,} units a token",
+        ylabel="rise of the perplexity",
+    )
+    ax.legend(frameon=False)
+    save(ax, __file__)
 
 
 if __name__ == "__main__":

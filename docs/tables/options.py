@@ -51,10 +51,13 @@ INTRODUCTION = """# The options of attention
 All combine, in any number. `topk_attention`, `dense_attention` and `multihead_attention` take the
 same, but for the rule by which keys are kept, which dense attention has no need of. Each was called
 forward and backward on the engines named; on CuPy the same tests pass, run on its CPU build
-([gpu.md](gpu.md)).
+([Running on a GPU](howto/gpu.md)).
 
 A score is made in this order: the product of query and key, times `scale`; `softcap`; plus `bias`;
 then all that masks. Then keys are chosen, the softmax is taken, and `dropout` is the last.
+
+```{rst-class} sentences
+```
 
 | option | form | what it does | dense | top-k | multi-head | engines |
 |---|---|---|---|---|---|---|

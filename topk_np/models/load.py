@@ -77,6 +77,7 @@ def load_model(
     >>> model = load_model("my-llama", attention_k={0: None, "rest": 64})  # doctest: +SKIP
     """
     path = Path(fspath(path))
+    path.stat()  # so that what is missing is named as it was given
     check_choice("ffn_select", ffn_select, SELECTS)
     convert = _converter(dtype)
     if path.suffix == ".gguf":

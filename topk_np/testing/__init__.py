@@ -1,7 +1,7 @@
 """
 Verify implementations of attention, top-k and feed-forward layers, your own or somebody else's.
 
-It needs Hypothesis: ``pip install 'topk_np[testing]'``. `docs/verify.md` shows how to use it.
+It needs Hypothesis: ``pip install 'topk_np[testing]'``. `docs/howto/verify.md` shows how to use it.
 """
 
 from topk_np.testing.attention import check_attention
