@@ -19,6 +19,7 @@ from topk_np.models.bert_ends import (
     transform_fwd,
 )
 from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
+from topk_np.models.keep import Keep, kept_of
 from topk_np.models.model import Params
 from topk_np.models.per_layer import per_layer
 from topk_np.models.post_norm import PostNormBlock
@@ -175,7 +176,7 @@ def loss_fwd(
     return loss, LossResiduals(embedded, stacked, transformed, head, model.params)
 
 
-def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
+def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /, *, keep: Keep | None = None) -> Params:
     """
     Gradients of `loss_fwd`, in the structure of the model's parameters.
 
@@ -185,6 +186,10 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
         From `loss_fwd`.
     dout : float, default 1.0
         Gradient with respect to the loss.
+    keep : mapping from str to callable, optional
+        Which weights have their gradients wanted, by their paths such as "layers.0.ffn.keys", and
+        for each a function: what it makes of the gradient is kept, block by block. By default all,
+        as they are.
 
     Returns
     -------
@@ -197,7 +202,7 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
     # 3
     dx, head = transform_bwd(residuals.transform, grads.hidden)
     # 2
-    stacked = stack_bwd(residuals.stack, dx)
+    stacked = stack_bwd(residuals.stack, dx, keep)
     # 1
     embedding = embed_bwd(residuals.embedding, stacked.x, params["embedding"])
     head["bias"] = grads.bias
@@ -205,11 +210,14 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
         head["weight"] = grads.head
     else:
         embedding["tokens"] = embedding["tokens"] + grads.head
-    found = {"embedding": embedding, "layers": stacked.layers, "head": head}
+    ends: Params = {"embedding": embedding, "head": head}
     if "pooler" in params:
         xp = array_namespace(dx)
-        found["pooler"] = {name: xp.zeros_like(array) for name, array in params["pooler"].items()}
-    return {name: found[name] for name in params}
+        ends["pooler"] = {name: xp.zeros_like(array) for name, array in params["pooler"].items()}
+    found = kept_of(ends, keep)
+    if stacked.layers:
+        found["layers"] = stacked.layers
+    return {name: found[name] for name in params if name in found}
 
 
 def check_ks(model: Bert, /) -> list[tuple[int | None, int | None]]:

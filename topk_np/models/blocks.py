@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from topk_np import KVCache, MultiheadGrads, multihead_attention_bwd
 from topk_np._namespace import Array
 from topk_np.layers import rms_norm_bwd, rms_norm_fwd
+from topk_np.models.keep import Keep, kept_of
 from topk_np.models.model import Params
 from topk_np.models.sublayers import Heads, Units, attention_fwd, ffn_bwd, ffn_fwd
 from topk_np.models.token_loss import add
@@ -163,14 +164,21 @@ def stack_fwd(
     return x, StackResiduals(blocks, layers, context, kept, recompute)
 
 
-def stack_bwd(residuals: StackResiduals, dx: Array, /) -> StackGrads:
-    """Gradients of `stack_fwd`: a context's and a bias's are the sums of what its blocks give."""
+def stack_bwd(
+    residuals: StackResiduals, dx: Array, keep: Keep | None = None, path: str = "layers", /
+) -> StackGrads:
+    """
+    Gradients of `stack_fwd`: a context's and a bias's are the sums of what its blocks give.
+
+    Of each block's weights, whose paths begin with `path`, only what `keep` says is kept.
+    """
     layers, context, bias = {}, None, None
     for i in reversed(range(len(residuals.blocks))):
-        block, kept = residuals.blocks[i], residuals.kept[i]
+        block, own = residuals.blocks[i], residuals.kept[i]
         if residuals.recompute:
-            _, kept = block.fwd(kept, residuals.layers[str(i)], residuals.context)
-        grads = block.bwd(kept, dx)
-        dx, layers[str(i)] = grads.x, grads.layer
+            _, own = block.fwd(own, residuals.layers[str(i)], residuals.context)
+        grads = block.bwd(own, dx)
+        dx, layers[str(i)] = grads.x, kept_of(grads.layer, keep, f"{path}.{i}")
         context, bias = add(context, grads.context), add(bias, grads.bias)
-    return StackGrads(dx, {name: layers[name] for name in residuals.layers}, context, bias)
+    kept = {name: layers[name] for name in residuals.layers if layers[name]}
+    return StackGrads(dx, kept, context, bias)

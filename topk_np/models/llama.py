@@ -19,6 +19,7 @@ from topk_np._namespace import Array, compute_dtype
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
 from topk_np.layers.rope import Rope, RopeLayout, Rotation
 from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
+from topk_np.models.keep import Keep, kept_of, wants
 from topk_np.models.model import Model, Params
 from topk_np.models.per_layer import per_layer
 from topk_np.models.sublayers import Attention, Heads, Units
@@ -201,7 +202,9 @@ def loss_fwd(
     return loss, LlamaLossResiduals(embedded, stacked, normed, head, "head" not in params)
 
 
-def loss_bwd(residuals: LlamaLossResiduals, dout: float = 1.0, /) -> Params:
+def loss_bwd(
+    residuals: LlamaLossResiduals, dout: float = 1.0, /, *, keep: Keep | None = None
+) -> Params:
     """
     Gradients of `loss_fwd`, in the structure of the model's parameters.
 
@@ -211,25 +214,30 @@ def loss_bwd(residuals: LlamaLossResiduals, dout: float = 1.0, /) -> Params:
         From `loss_fwd`.
     dout : float, default 1.0
         Gradient with respect to the loss.
+    keep : mapping from str to callable, optional
+        Which weights have their gradients wanted, by their paths such as "layers.0.ffn.keys", and
+        for each a function: what it makes of the gradient is kept, block by block. By default all,
+        as they are.
     """
+    head = "embedding" if residuals.tied else "head"
     # 4
-    grads = token_loss_bwd(residuals.head, dout)
+    grads = token_loss_bwd(residuals.head, dout, of_head=wants(keep, head))
     xp = array_namespace(grads.hidden)
     dhidden = xp.concat([grads.hidden, xp.zeros_like(grads.hidden[..., :1, :])], axis=-2)
     # 3
     dx, dnorm = rms_norm_bwd(residuals.norm, dhidden)
     # 2
-    stacked = stack_bwd(residuals.stack, dx)
+    stacked = stack_bwd(residuals.stack, dx, keep)
     # 1
-    dembedding = embedding_bwd(residuals.embedding, stacked.x)
-    if residuals.tied:
-        return {"embedding": dembedding + grads.head, "layers": stacked.layers, "norm": dnorm}
-    return {
-        "embedding": dembedding,
-        "layers": stacked.layers,
-        "norm": dnorm,
-        "head": grads.head,
-    }
+    ends: Params = {"norm": dnorm}
+    if wants(keep, "embedding"):
+        ends["embedding"] = embedding_bwd(residuals.embedding, stacked.x)
+    if wants(keep, head):
+        ends[head] = ends[head] + grads.head if residuals.tied else grads.head
+    found = kept_of(ends, keep)
+    if stacked.layers:
+        found["layers"] = stacked.layers
+    return {name: found[name] for name in ("embedding", "layers", "norm", "head") if name in found}
 
 
 def causal_attention(

@@ -14,6 +14,7 @@ from topk_np import KVCache
 from topk_np._namespace import Array, array_namespace
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
 from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
+from topk_np.models.keep import Keep, kept_of
 from topk_np.models.model import Params
 from topk_np.models.t5_blocks import T5, T5Config, decoder_blocks, encoder_blocks
 from topk_np.models.token_loss import (
@@ -180,7 +181,7 @@ def loss_fwd(
     return loss, LossResiduals(encoder, (embedded, stacked, normed), head, model)
 
 
-def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
+def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /, *, keep: Keep | None = None) -> Params:
     """
     Gradients of `loss_fwd`, in the structure of the model's parameters.
 
@@ -190,6 +191,10 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
         From `loss_fwd`.
     dout : float, default 1.0
         Gradient with respect to the loss.
+    keep : mapping from str to callable, optional
+        Which weights have their gradients wanted, by their paths such as "encoder.bias", and
+        for each a function: what it makes of the gradient is kept, block by block. By default all,
+        as they are.
     """
     model = residuals.model
     # 7
@@ -198,23 +203,27 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /) -> Params:
     embedded, stacked, normed = residuals.decoder
     dy, decoder_norm = rms_norm_bwd(normed, grads.hidden * model.config.output_scale)
     # 5
-    decoder = stack_bwd(stacked, dy)
+    decoder = stack_bwd(stacked, dy, keep, "decoder.layers")
     # 4
     dembedding = embedding_bwd(embedded, decoder.x)
     # 3
     embedded, stacked, normed = residuals.encoder
     dx, encoder_norm = rms_norm_bwd(normed, decoder.context)
     # 2
-    encoder = stack_bwd(stacked, dx)
+    encoder = stack_bwd(stacked, dx, keep, "encoder.layers")
     # 1
     dembedding = dembedding + embedding_bwd(embedded, encoder.x)
     tied = "head" not in model.params
-    found = {
+    ends = {
         "embedding": dembedding + grads.head if tied else dembedding,
-        "encoder": {"bias": encoder.bias, "layers": encoder.layers, "norm": encoder_norm},
-        "decoder": {"bias": decoder.bias, "layers": decoder.layers, "norm": decoder_norm},
+        "encoder": {"bias": encoder.bias, "norm": encoder_norm},
+        "decoder": {"bias": decoder.bias, "norm": decoder_norm},
     }
-    return found if tied else {**found, "head": grads.head}
+    found = kept_of(ends if tied else {**ends, "head": grads.head}, keep)
+    for part, grads_of in (("encoder", encoder), ("decoder", decoder)):
+        if grads_of.layers:
+            found[part] = {**found.get(part, {}), "layers": grads_of.layers}
+    return {name: found[name] for name in model.params if name in found}
 
 
 def shift_right(model: T5, labels: Array, /) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, array_namespace
-from topk_np.layers import cross_entropy_bwd, cross_entropy_fwd, linear_bwd, linear_fwd
+from topk_np.layers import cross_entropy_bwd, cross_entropy_fwd, linear, linear_bwd, linear_fwd
 from topk_np.layers.rows import as_rows
 
 IGNORED = -100  # a label that does not count
@@ -16,10 +16,10 @@ MOST_LOGITS = 2**24  # at a time
 
 
 class TokenLossGrads(NamedTuple):
-    """Gradients of the loss, each with the shape and dtype of its input."""
+    """Gradients of the loss, each with the shape and dtype of its input; None: not asked for."""
 
     hidden: Array
-    head: Array
+    head: Array | None
     bias: Array | None
 
 
@@ -66,18 +66,23 @@ def token_loss_fwd(
     return xp.sum(xp.stack(losses)), residuals
 
 
-def token_loss_bwd(residuals: TokenLossResiduals, dout: float = 1.0, /) -> TokenLossGrads:
-    """Gradients of `token_loss_fwd`."""
+def token_loss_bwd(
+    residuals: TokenLossResiduals, dout: float = 1.0, /, *, of_head: bool = True
+) -> TokenLossGrads:
+    """Gradients of `token_loss_fwd`; those of head and bias can be left out."""
     xp = array_namespace(residuals.hidden)
     rows: list[Array] = []
     head, bias = None, None
-    for linear, _, entropy, share in _chunks(residuals):
+    for residuals_of, _, entropy, share in _chunks(residuals):
         # 2
         dlogits = cross_entropy_bwd(entropy, dout * share)
         # 1
-        grads = linear_bwd(linear, dlogits)
-        rows.append(grads.x)
-        head, bias = add(head, grads.weight), add(bias, grads.bias)
+        if of_head:
+            grads = linear_bwd(residuals_of, dlogits)
+            rows.append(grads.x)
+            head, bias = add(head, grads.weight), add(bias, grads.bias)
+        else:
+            rows.append(linear(dlogits, xp.matrix_transpose(residuals.head)))
     hidden = xp.reshape(xp.concat(rows, axis=0), residuals.hidden.shape)
     return TokenLossGrads(hidden, head, bias)
 
@@ -91,10 +96,10 @@ def _chunks(residuals: TokenLossResiduals) -> Iterator[tuple[Any, Array, Any, fl
     for start in range(0, max(1, rows.shape[0]), size):
         stop = min(start + size, rows.shape[0])
         own = labels[start:stop]
-        logits, linear = linear_fwd(rows[start:stop, :], residuals.head, residuals.bias)
+        logits, kept = linear_fwd(rows[start:stop, :], residuals.head, residuals.bias)
         loss, entropy = cross_entropy_fwd(logits, own, ignore_index=IGNORED)
         count = int(xp.sum(xp.astype(own != IGNORED, xp.int64)))
-        yield linear, loss, entropy, count / max(1, residuals.count)
+        yield kept, loss, entropy, count / max(1, residuals.count)
 
 
 def add(total: Array | None, more: Array | None) -> Array | None:

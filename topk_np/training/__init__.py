@@ -9,6 +9,7 @@ from topk_np.training.classifier import (
 )
 from topk_np.training.clipping import clip_by_global_norm
 from topk_np.training.encoder import Encoder, encoder_block_bwd, encoder_block_fwd
+from topk_np.training.lora import LoRAGrads, lora, lora_bwd, lora_fwd, lora_init
 from topk_np.training.params import ParamsError, load_params, save_params
 from topk_np.training.schedules import constant, warmup_cosine, warmup_linear
 from topk_np.training.trees import flatten, tree_map, unflatten
@@ -17,6 +18,7 @@ __all__ = [
     "AdamWState",
     "Classifier",
     "Encoder",
+    "LoRAGrads",
     "ParamsError",
     "adamw",
     "adamw_init",
@@ -29,6 +31,10 @@ __all__ = [
     "encoder_block_fwd",
     "flatten",
     "load_params",
+    "lora",
+    "lora_bwd",
+    "lora_fwd",
+    "lora_init",
     "save_params",
     "tree_map",
     "unflatten",
