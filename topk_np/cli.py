@@ -8,11 +8,21 @@ import sys
 from collections.abc import Callable, Sequence
 
 from topk_np import __version__
-from topk_np.commands import bench, check, demo, experiment, fetch, generate, selftest, train
+from topk_np.commands import (
+    bench,
+    check,
+    demo,
+    experiment,
+    fetch,
+    finetune,
+    generate,
+    selftest,
+    train,
+)
 from topk_np.commands.options import CommandError, Parser
 
 # In the order of --help.
-COMMANDS = (fetch, demo, generate, experiment, train, bench, selftest, check)
+COMMANDS = (fetch, demo, generate, experiment, train, finetune, bench, selftest, check)
 
 EXTRAS = {
     "gguf": "demo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from topk_np.commands.options import CommandError, Commands, at_least, read
 
@@ -21,6 +22,12 @@ def add(commands: Commands) -> None:
         metavar="NAME|PATH",
         help="smollm2, which is downloaded once, or a Llama model: a GGUF file, or a folder with "
         "config.json, safetensors and tokenizer.json (smollm2)",
+    )
+    generate.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="FILE",
+        help="what finetune trained of this model, to be put in its place",
     )
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on with")
     for name, default, text in (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from topk_np.models.adapter import Adapter
 from topk_np.models.chat import chat_prompt
 from topk_np.models.decode import generate
 from topk_np.models.llama import Llama, LlamaConfig
@@ -30,6 +32,7 @@ def run(
     top_p: float,
     seed: int,
     chat: bool,
+    adapter: Path | None = None,
 ) -> None:
     """
     Print what follows the prompt as it comes, and at the end on stderr how fast it came.
@@ -51,6 +54,8 @@ def run(
         What is drawn from.
     chat : bool
         Whether to write the prompt as a turn of a conversation.
+    adapter : Path, optional
+        What `finetune` trained of this model.
 
     Raises
     ------
@@ -60,9 +65,13 @@ def run(
     try:
         sampling = Sampling(temperature, top_p, np.random.default_rng(seed))
         loaded: Llama = load_named(model, LlamaConfig, attention_k=attention_k, ffn_k=ffn_k)
+        if adapter is not None:
+            loaded = Adapter.load(adapter).apply(loaded)
         ids = loaded.tokenizer.encode(chat_prompt(prompt, loaded.chat_template) if chat else prompt)
     except ValueError as error:
         raise GenerateError(str(error)) from error
+    except OSError as error:
+        raise GenerateError(f"--adapter {adapter}: {error.strerror}") from error
     context = loaded.config.context
     if not 0 < len(ids) < context:
         raise GenerateError(

@@ -36,8 +36,9 @@ class Saved:
 
     @classmethod
     def loads(cls: type[Own], text: str) -> Own:
-        """From JSON."""
-        return cls(**json.loads(text))
+        """From JSON, whose lists were tuples."""
+        found = json.loads(text)
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in found.items()})
 
     def differences(self, other: Saved) -> list[str]:
         """Names of the settings that differ."""

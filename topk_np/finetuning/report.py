@@ -1,0 +1,47 @@
+"""What a run of fine-tuning prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from topk_np.finetuning.settings import Settings
+
+if TYPE_CHECKING:
+    from topk_np.finetuning.steps import FineTuning
+
+MEBI = 2**20
+WIDTH = 34
+
+
+def heading(settings: Settings, work: FineTuning, trained: int) -> str:
+    """What is trained on what."""
+    what = "weights" if settings.lora is None else f"numbers in updates of rank {settings.lora}"
+    source = ", ".join(settings.text) or "Python's documentation"
+    return (
+        f"{settings.model}: {method(settings)}; {trained:,} {what} are trained\n"
+        f"{source}: {len(work.texts.training):,} tokens to train on, "
+        f"{work.texts.tests(settings.length).size:,} held out"
+    )
+
+
+def method(settings: Settings) -> str:
+    """How many keys and units are kept."""
+    ks = (("attention", settings.attention_k), ("feed-forward", settings.ffn_k))
+    return ", ".join(f"{what} k = {k}" for what, k in ks if k is not None) or "dense"
+
+
+def results(found: dict[str, Any]) -> str:
+    """Perplexity on the held-out text before and after."""
+    lines = [
+        f"{found['steps']:,} steps in {found['seconds']:.1f} s, "
+        f"{found['tokens_per_second']:,.0f} tokens/s, "
+        f"{found['peak_memory'] / MEBI:,.0f} MiB at the peak",
+        "",
+        f"{'perplexity on the held-out text':{WIDTH}}{'before':>10}{'after':>10}",
+        "-" * (WIDTH + 20),
+    ]
+    for name, times in found["held_out"].items():
+        words = f"  {name}" if name == "dense" else "  as it was trained"
+        before, after = (times[when]["perplexity"] for when in ("before", "after"))
+        lines.append(f"{words:{WIDTH}}{before:10.2f}{after:10.2f}")
+    return "\n".join(lines)
