@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,46 +56,53 @@ def read_texts(tokenizer: Tokenizer, paths: Sequence[Path], length: int, /) -> T
 
 
 def documents(paths: Sequence[Path], /) -> dict[str, str]:
-    """Texts by name: the files, one of them in two parts, or the topics of the documentation."""
-    if not paths:
-        from pydoc_data.topics import topics
+    """Texts by name: the files, or the topics of the documentation."""
+    if paths:
+        return {str(path): _read(path) for path in paths}
+    from pydoc_data.topics import topics
 
-        return dict(topics)
-    found = {str(path): _read(path) for path in paths}
-    if len(found) > 1:
-        return found
-    ((name, text),) = found.items()
-    paragraphs = text.split("\n\n")
-    cut = -int(len(paragraphs) * HELD_OUT) or len(paragraphs)
-    parts = ["\n\n".join(part) for part in (paragraphs[:cut], paragraphs[cut:])]
-    return {f"{name}, {i}": part for i, part in enumerate(parts)}
+    return dict(topics)
 
 
 def split(documents: dict[str, str], /) -> tuple[str, str]:
     """
-    All that is trained on, and all that is held out: whole documents, the same ones every time.
+    All that is trained on, and all that is held out, the same every time.
 
-    A paragraph that a held-out document has too is left out of the others.
+    Whole documents are held out, or the end of a single one. A paragraph that they have too is left
+    out of the others.
     """
-    held: list[str] = []
+    if len(documents) == 1:
+        (text,) = documents.values()
+        parts = _paragraphs(text)
+        cut = len(parts) - math.ceil(HELD_OUT * len(parts))
+        training, held_out = parts[:cut], parts[cut:]
+    else:
+        names = _held_out(documents)
+        training = [
+            part
+            for name, text in documents.items()
+            if name not in names
+            for part in _paragraphs(text)
+        ]
+        held_out = [part for name in names for part in _paragraphs(documents[name])]
+    seen = set(map(_plain, held_out))
+    others = [part for part in training if _plain(part) not in seen]
+    return "\n\n".join(others), "\n\n".join(held_out)
+
+
+def _held_out(documents: dict[str, str]) -> list[str]:
+    """Names of documents that have the wanted share of all characters, but at most of half."""
     wanted = HELD_OUT * sum(map(len, documents.values()))
     order = sorted(documents, key=lambda name: (hashlib.sha256(name.encode()).digest(), name))
-    for name in order[: max(1, len(order) // 2)]:
-        if sum(len(documents[name]) for name in held) < wanted:
-            held.append(name)
-    seen = {_plain(part) for name in held for part in _paragraphs(documents[name])}
-    others = [
-        part
-        for name, text in documents.items()
-        if name not in held
-        for part in _paragraphs(text)
-        if _plain(part) not in seen
-    ]
-    return "\n\n".join(others), "\n\n".join(documents[name] for name in held)
+    names: list[str] = []
+    for name in order[: len(order) // 2]:
+        if sum(len(documents[name]) for name in names) < wanted:
+            names.append(name)
+    return names
 
 
-def _paragraphs(text: str) -> Iterable[str]:
-    return (part for part in text.split("\n\n") if part.strip())
+def _paragraphs(text: str) -> list[str]:
+    return [part for part in text.split("\n\n") if part.strip()]
 
 
 def _plain(paragraph: str) -> str:

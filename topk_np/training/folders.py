@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from topk_np.training.records import CHECKPOINT, SavedSettings, State, load_settings, load_state
 from topk_np.training.settings import TrainError
@@ -35,8 +36,16 @@ def resumed(folder: Path, settings: SavedSettings, first: State) -> State:
     before = load_settings(folder, type(settings))
     different = settings.differences(before)
     if different:
-        wanted = ", ".join(
-            f"--{name.replace('_', '-')} {getattr(before, name)}" for name in different
-        )
+        wanted = ", ".join(_option(name, getattr(before, name)) for name in different)
         raise TrainError(f"--resume: the run in {folder} has {wanted}")
     return load_state(folder, like=first)
+
+
+def _option(name: str, value: Any) -> str:
+    """A setting as the command line has it."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False or value == ():
+        return f"no {option}"
+    if value is True:
+        return option
+    return f"{option} {' '.join(value) if isinstance(value, tuple) else value}"
