@@ -11,13 +11,13 @@ import pytest
 
 import topk_np
 from tests.pages import DOCS, NOTEBOOKS, run_code, shown
-from topk_np import baselines, dask, diagnostics, layers, models, tasks, testing, training
+from topk_np import baselines, dask, diagnostics, layers, models, qa, tasks, testing, training
 from topk_np.activations import ACTIVATIONS
 from topk_np.models import bert, decode, llama, t5, t5_generate
 from topk_np.tasks import listops, pathfinder, pixels, reviews, text
 
 MODULES = (
-    *(baselines, dask, diagnostics, layers, models, tasks, testing, training),
+    *(baselines, dask, diagnostics, layers, models, qa, tasks, testing, training),
     *(bert, decode, llama, t5, t5_generate),
     *(listops, pathfinder, pixels, reviews, text),
 )

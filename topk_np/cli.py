@@ -16,19 +16,21 @@ from topk_np.commands import (
     fetch,
     finetune,
     generate,
+    qa,
     selftest,
     train,
 )
 from topk_np.commands.options import CommandError, Parser
 
 # In the order of --help.
-COMMANDS = (fetch, demo, generate, experiment, train, finetune, bench, selftest, check)
+COMMANDS = (fetch, demo, generate, experiment, qa, train, finetune, bench, selftest, check)
 
 EXTRAS = {
     "gguf": "demo",
     "hypothesis": "testing",
     "matplotlib": "demo",
     "safetensors": "train",
+    "sentencepiece": "t5",
     "tokenizers": "demo",
     "tqdm": "demo",
 }

@@ -249,8 +249,8 @@ SECTIONS: dict[str, list[Wrong]] = {
         ),
         Wrong(
             "Model(config=None, params={}).tokenizer.encode('text')",
-            "The checkpoint came without `tokenizer.json`. Put it beside the weights, or encode "
-            "elsewhere.",
+            "The checkpoint came without `tokenizer.json`, and without T5's `spiece.model`. Put "
+            "one beside the weights, or encode elsewhere.",
         ),
     ],
     "Training": [

@@ -142,7 +142,7 @@ def test_ends_and_chat_template_are_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ x }}"}')
     model = load_model(tmp_path)
     assert (model.stop, model.chat_template) == ((5, 2), "{{ x }}")
-    with pytest.raises(ValueError, match=r"no tokenizer: its folder has no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"neither tokenizer\.json nor spiece\.model"):
         model.tokenizer.encode("text")
 
 

@@ -19,6 +19,7 @@ from topk_np.models.families import FAMILIES, family_of
 from topk_np.models.model import Model
 from topk_np.models.names import gather
 from topk_np.models.per_layer import LayerK
+from topk_np.models.pieces import PieceTokenizer
 from topk_np.models.tensors import Tensors
 from topk_np.models.tokenizer import FileTokenizer, NoTokenizer, Tokenizer
 
@@ -40,7 +41,8 @@ def load_model(
     path : path
         A folder with ``config.json`` and safetensors, in one file or several with an index; or one
         safetensors file beside its ``config.json``; or a GGUF file. Models of the families Llama
-        (GGUF files too), BERT and T5. A ``tokenizer.json`` is read where there is one.
+        (GGUF files too), BERT and T5. A ``tokenizer.json`` is read where there is one, or
+        else T5's ``spiece.model``.
     attention_k, ffn_k : int, None, sequence or mapping
         Keys kept for each query, and feed-forward units for each position, for all layers or layer
         by layer: see `Model`. Dense by default.
@@ -122,8 +124,10 @@ def _read_folder(path: Path, convert: Callable[[Array], Array]) -> Model[Any]:
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    return FileTokenizer(path) if path.is_file() else NoTokenizer()
+    path, pieces = folder / "tokenizer.json", folder / "spiece.model"
+    if path.is_file():
+        return FileTokenizer(path)
+    return PieceTokenizer(pieces) if pieces.is_file() else NoTokenizer()
 
 
 def _stops(folder: Path, fields: dict[str, Any]) -> tuple[int, ...]:

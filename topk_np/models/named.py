@@ -10,10 +10,12 @@ from topk_np.models.fetch import WEIGHTS, fetch
 from topk_np.models.llama import LlamaConfig
 from topk_np.models.load import load_model
 from topk_np.models.model import Model
+from topk_np.models.t5_blocks import T5Config
 
 KINDS: dict[type, tuple[str, str]] = {
     LlamaConfig: ("smollm2, the path of a GGUF file or of a folder", "a Llama model, which writes"),
     BertConfig: ("minilm, or the path of a folder", "a BERT model"),
+    T5Config: ("the path of a folder", "a T5 model"),
 }
 
 

@@ -25,20 +25,23 @@ class Tokenizer(Protocol):
         ...
 
 
+_NONE = "the model has no tokenizer: its folder has neither tokenizer.json nor spiece.model"
+
+
 class NoTokenizer:
     """What stands for the tokenizer of a checkpoint that has none: a `ValueError` when used."""
 
     def encode(self, text: str) -> np.ndarray:
         """Say that there is none."""
-        raise ValueError("the model has no tokenizer: its folder has no tokenizer.json")
+        raise ValueError(_NONE)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Say that there is none."""
-        raise ValueError("the model has no tokenizer: its folder has no tokenizer.json")
+        raise ValueError(_NONE)
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Say that there is none."""
-        raise ValueError("the model has no tokenizer: its folder has no tokenizer.json")
+        raise ValueError(_NONE)
 
 
 class FileTokenizer:
