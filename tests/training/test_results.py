@@ -55,7 +55,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", trained)
-    monkeypatch.setattr(results, "TASKS", {"listops": results.Budget(2, 4000)})
+    monkeypatch.setattr(results, "TASKS", {"listops": results.Budget(2, 4000, (8, 16))})
     monkeypatch.setattr(results, "WINDOW", 2)
     monkeypatch.setattr(results, "METHODS", ({"attention": "dense"}, {"attention": "rfa"}))
     return asked
@@ -69,6 +69,9 @@ def test_each_run_is_trained_once_and_gone_on_with(commands: list[list[str]]) ->
     assert results.main([]) == 0
     assert [command[:2] for command in commands] == [["train", "listops"]] * 4
     assert ["--resume" in command for command in commands] == [False, True, False, False]
+    assert [" --test-k 8 16 " in " ".join(command) for command in commands] == [
+        "rfa" not in command for command in commands
+    ]
     assert results.main([]) == 0
     assert len(commands) == 4
     saved = json.loads(Path("docs/data/train/listops-dense-seed1.json").read_text())
