@@ -14,6 +14,7 @@ EXPERIMENTS: dict[str, str] = {
     "perplexity": "how well SmolLM2 reads with top-k attention and feed-forward layers",
     "passkey": "whether it finds a pass key that is hidden in a text",
     "retrieval": "whether MiniLM finds the first half of a review from its second half",
+    "repair": "how much of what top-k costs SmolLM2 a few dozen steps of training repair",
 }
 """What each module of this package measures, in a line."""
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from topk_np.experiments.names import Point, Prepared, Result, Setting, Tick
 from topk_np.experiments.settings import describe, with_setting
 from topk_np.experiments.tables import markdown
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = 30
+TESTS = 4  # sequences of the held-out text
 TRAINING = Settings(lora=8, batch=1, length=512, learning_rate=1e-3)
 SETTINGS: tuple[Setting, ...] = ({}, {"ffn_k": 512}, {"ffn_k": 256}, {"attention_k": 16})
 
@@ -33,58 +36,57 @@ def prepare(model: str | None, /) -> Prepared:
     training = replace(TRAINING, model=model or TRAINING.model)
     loaded: Llama = load_named(training.model, LlamaConfig)
     texts = read_texts(loaded.tokenizer, [], training.length)
+    tests = texts.tests(training.length)[:TESTS]
+    names = "lora", "batch", "length", "learning_rate", "seed"
     return Prepared(
         about={
             "model": training.model,
-            "training": {
-                "lora": training.lora,
-                "batch": training.batch,
-                "length": training.length,
-                "learning_rate": training.learning_rate,
-                "steps": STEPS,
-                "seed": training.seed,
-            },
-            "held_out": texts.tests(training.length).size,
+            "training": {name: getattr(training, name) for name in names} | {"steps": STEPS},
+            "held_out_tokens": tests.size,
             "tokens": digest(texts),
         },
         settings=SETTINGS,
-        measure=partial(measure, loaded, texts, training),
-        steps=lambda setting: STEPS + 2 + (1 if setting else len(SETTINGS) - 1),
+        measure=partial(measure, loaded, texts, tests, training),
+        steps=lambda setting: STEPS + len(tests) * (2 + len(_others(setting))),
     )
 
 
 def measure(
-    loaded: Llama, texts: Texts, training: Settings, setting: Setting, tick: Tick, /
+    loaded: Llama,
+    texts: Texts,
+    tests: np.ndarray,
+    training: Settings,
+    setting: Setting,
+    tick: Tick,
+    /,
 ) -> Result:
     """Fine-tune with one setting, and read the held-out text before and after."""
-    model = with_setting(loaded, setting)
-    adapter = make_adapter(model, training)
-    work, state = (
-        FineTuning(model, adapter, texts, training),
-        State.first(adapter.params, averaged=False),
-    )
-    tests = texts.tests(training.length)
 
     def perplexity(model: Llama, setting: Setting) -> float:
-        found = read(with_setting(model, setting), tests).perplexity
-        tick()
-        return round(found, 3)
+        return round(read(with_setting(model, setting), tests, tick).perplexity, 3)
 
-    before = perplexity(model, setting)
-    losses = []
+    model = with_setting(loaded, setting)
+    adapter = make_adapter(model, training)
+    work = FineTuning(model, adapter, texts, training)
+    before, losses = perplexity(model, setting), []
+    state = State.first(adapter.params, averaged=False)
     with Crew(1):  # see `topk_np.training.loop.train`
         for _ in range(STEPS):
             state, measured = work.step(state)
             losses.append(round(measured.loss, 4))
             tick()
     tuned = work.tuned(state)
-    others = [{}] if setting else [other for other in SETTINGS if other]
     return {
         "before": before,
         "after": perplexity(tuned, setting),
-        "swapped": [[other, perplexity(tuned, other)] for other in others],
+        "others": [[other, perplexity(tuned, other)] for other in _others(setting)],
         "losses": losses,
     }
+
+
+def _others(setting: Setting) -> list[Setting]:
+    """What the tuned model is read with too: dense where it was tuned with top-k, and back."""
+    return [{}] if setting else [other for other in SETTINGS if other]
 
 
 def label(setting: Setting, /) -> str:
@@ -93,53 +95,62 @@ def label(setting: Setting, /) -> str:
 
 
 def table(points: Sequence[Point], /) -> str:
-    """A line for each setting, beside the dense model that was tuned the same way."""
+    """Each setting before and after, and beside it the dense model that was tuned the same way."""
     dense = next((point.result for point in points if not point.setting), None)
-    head = [
-        "",
-        "not tuned",
-        "tuned with it",
-        "loss repaired",
-        "tuned dense",
-        "tuned with it, dense",
-    ]
+    head = ["perplexity on held-out text", "not tuned", "tuned dense", "tuned with it", "repaired"]
     rows = []
     for point in points:
         found, setting = point.result, point.setting
-        swaps = [] if dense is None else dense["swapped"]
-        rows.append(
-            [
-                describe(setting),
-                f"{found['before']:.2f}",
-                f"{found['after']:.2f}",
-                "" if dense is None or not setting else f"{repaired(found, dense):.0%}",
-                *(f"{number:.2f}" for other, number in swaps if other == setting),
-                *(f"{number:.2f}" for _, number in found["swapped"] if setting),
-            ]
-        )
-        rows[-1] += [""] * (len(head) - len(rows[-1]))
+        tuned_dense, share = "", ""
+        if dense is not None:
+            tuned_dense = f"{_of(dense, setting):.2f}" if setting else f"{dense['after']:.2f}"
+            share = f"{repaired(found, dense):.0%}" if setting else ""
+        before, after = f"{found['before']:.2f}", f"{found['after']:.2f}" if setting else ""
+        rows.append([describe(setting), before, tuned_dense, after, share])
     return markdown(head, rows)
 
 
 def repaired(found: Result, dense: Result, /) -> float:
-    """The share of the loss that top-k costs before training and no more after it."""
-    costs = [math.log(found[when] / dense[when]) for when in ("before", "after")]
-    return 1 - costs[1] / costs[0]
+    """
+    The share of the loss that top-k costs without training and no more with it.
+
+    What it costs is the loss beyond that of the dense model, before, or tuned the same way.
+    """
+    before, after = (math.log(found[when] / dense[when]) for when in ("before", "after"))
+    return 1 - after / before
+
+
+def _of(dense: Result, setting: Setting) -> float:
+    """The perplexity of the dense tuned model when read with a setting."""
+    return next(float(number) for other, number in dense["others"] if other == setting)
 
 
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
-    """Perplexity before and after, side by side."""
+    """Perplexity not tuned, tuned dense, and tuned with it, side by side."""
+    dense = next((point.result for point in points if not point.setting), None)
+    if dense is None or len(points) == 1:
+        return {}
     from matplotlib.figure import Figure
 
-    from topk_np.training.plots import COLOURS, PALE
+    from topk_np.training.plots import COLOURS, PALE, QUIET
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     axes = figure.subplots()
-    for place, point in enumerate(points):
-        for step, (when, colour) in enumerate((("before", PALE), ("after", COLOURS[0]))):
-            height = point.result[when]
-            bar = axes.bar(place + (step - 0.5) * 0.38, height, 0.36, color=colour)
-            axes.bar_label(bar, fmt="%.1f", padding=2)
-    axes.set_xticks(range(len(points)), [label(point.setting) for point in points])
-    axes.set_title("Perplexity on held-out text")
+    swapped = [point for point in points if point.setting]
+    series = {
+        "not tuned": ([p.result["before"] for p in swapped], PALE),
+        "tuned dense, then switched": ([_of(dense, p.setting) for p in swapped], COLOURS[1]),
+        "tuned with it": ([p.result["after"] for p in swapped], COLOURS[0]),
+    }
+    for place, (name, (heights, colour)) in enumerate(series.items()):
+        at = np.arange(len(swapped)) + 0.27 * (place - 1)
+        bars = axes.bar(at, heights, 0.25, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.1f", padding=2, size=9)
+    for when, style in (("before", "--"), ("after", ":")):
+        words = f"dense, {'not tuned' if when == 'before' else 'tuned'}: {dense[when]:.1f}"
+        axes.axhline(dense[when], color=QUIET, linestyle=style, linewidth=1.2, label=words)
+    axes.set_xticks(range(len(swapped)), [label(point.setting) for point in swapped])
+    axes.tick_params(axis="x", length=0)
+    axes.set_title(f"Perplexity on held-out text, {STEPS} steps of low-rank updates")
+    axes.legend()
     return {"repair": figure}
