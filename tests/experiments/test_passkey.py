@@ -12,8 +12,8 @@ import pytest
 from topk_np.experiments import passkey, run, texts
 from topk_np.experiments.names import Point
 from topk_np.models import load_model
-from topk_np.models.llama import forward
-from topk_np.models.scoring import next_tokens
+from topk_np.models.llama import Llama, forward
+from topk_np.models.scoring import NextTokens
 
 
 @pytest.fixture
@@ -40,27 +40,31 @@ def test_keys_differ_and_are_hidden_from_the_beginning_to_the_end(
 
 
 @pytest.mark.parametrize("setting", [{}, {"attention_k": 4}, {"ffn_k": 16}], ids=str)
-def test_what_prompts_share_is_read_once_with_the_results_of_whole_passes(
+def test_what_prompts_share_is_read_once_and_each_ends_as_in_a_pass_of_its_own(
     small: None, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
 ) -> None:
-    """A token that the model likes to write is made each key's, so that some are found."""
     model = replace(load_model(tiny_gguf), **setting)
-    prompts = passkey.make_prompts(model, texts.sequences(model.tokenizer, (0,), 180))
-    whole = []
-    changed = []
-    for i, prompt in enumerate(prompts):
-        best = next_tokens(model, forward(model, prompt.ids), prompt.ids).best[-prompt.digits]
-        ids = prompt.ids.copy()
-        if i % 3:
-            ids[-prompt.digits] = best
-        changed.append(replace(prompt, ids=ids[: len(ids) - prompt.digits + 1], digits=1))
-        whole.append(bool(ids[-prompt.digits] == best))
+    prompts = passkey.make_prompts(model, texts.sequences(model.tokenizer, (0,), 180))[::2]
+    read, ends = [], []
+
+    def reads(own: Llama, ids: np.ndarray, **options: Any) -> Any:
+        read.append(len(ids))
+        return forward(own, ids, **options)
+
+    def judged(own: Llama, hidden: np.ndarray, ids: np.ndarray) -> NextTokens:
+        ends.append(hidden)
+        return NextTokens(np.zeros(5), np.where(len(ends) == 2, ids[1:], 0))
+
+    monkeypatch.setattr(passkey, "forward", reads)
+    monkeypatch.setattr(passkey, "next_tokens", judged)
     ticks: list[None] = []
-    for first in (0, 1):
-        found = passkey.find_keys(model, changed[first::2], lambda: ticks.append(None))
-        assert found == whole[first::2]
-    assert len(ticks) == 6
-    assert 0 < sum(whole) < 6
+    found = passkey.find_keys(model, prompts, lambda: ticks.append(None))
+    assert found == [False, True, False]
+    assert len(ticks) == 3
+    assert sum(read) == prompts[-1].before + sum(180 - prompt.before for prompt in prompts)
+    for prompt, end in zip(prompts, ends, strict=True):
+        whole = forward(model, prompt.ids)[-6:]
+        np.testing.assert_allclose(end, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_found_keys_are_counted_and_marked(small: None, tiny_gguf: Path, tmp_path: Path) -> None:

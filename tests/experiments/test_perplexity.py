@@ -11,6 +11,7 @@ import pytest
 
 from topk_np.cli import main
 from topk_np.experiments import perplexity, run, texts
+from topk_np.experiments.names import Point, Setting
 from topk_np.experiments.settings import describe, with_setting
 from topk_np.models import load_model
 from topk_np.models.llama import forward
@@ -95,3 +96,34 @@ def test_settings_are_told_apart_by_their_words_and_change_the_model_as_they_say
     changed = with_setting(model, {"attention_k": 64, "dense_layers": [0, 1], "ffn_k": 2})
     assert changed.attention_k == {0: None, 1: None, "rest": 64}
     assert (changed.ffn_k, changed.ffn_select) == (2, "activation")
+
+
+def test_tables_have_the_sources_apart_and_the_change_from_dense() -> None:
+    def point(setting: Setting, *losses: float, **more: Any) -> Point:
+        found = {"perplexity": np.exp(np.mean(losses)), "accuracy": 0.5, "losses": losses}
+        return Point(setting, found | more, 0.0, 0)
+
+    points = [
+        point({"tokens": 1024}, 1, 2, 1, 2, kept_mass={"64": [0.25, 0.75, 0.5]}),
+        point({"tokens": 1024, "attention_k": 64}, 1, 3, 3, 3),
+        point({"tokens": 8192, "attention_k": 64}, 1, peak_memory=3 * 2**20),
+    ]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in perplexity.table(points).splitlines()
+        if "---" not in line
+    ]
+    change, accuracy = "against dense", "next-token accuracy"
+    assert rows == [
+        ["1,024 tokens", "perplexity", change, "Python's documentation", "movie reviews", accuracy],
+        ["dense", "4.48", "", "2.72", "7.39", "0.500"],
+        ["attention k = 64", "12.18", "+171.8%", "7.39", "20.09", "0.500"],
+        [""],
+        ["8,192 tokens", "perplexity", change, accuracy, "peak memory, MiB"],
+        ["attention k = 64", "2.72", "", "0.500", "3"],
+        [""],
+        ["softmax mass kept", "mean of layers", "layer 0", "least of the others"],
+        ["k = 64", "0.500", "0.250", "0.500"],
+    ]
+    assert sorted(perplexity.draw(points)) == ["kept_mass", "perplexity"]
+    assert perplexity.draw(points[1:]) == {}

@@ -57,9 +57,9 @@ def test_halves_are_the_beginnings_of_long_reviews_between_markers(model: Bert) 
 def test_ranks_are_those_of_the_likeness_of_halves(
     model: Bert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Second half i is most like first half best[i], and then like its own but for the last."""
+    """Second half i is most like first half best[i], however long the vectors are."""
     best = [0, 1, 2, 4, 3, 0]
-    first = np.eye(6)
+    first = np.diag([1.0, 2.0, 30.0, 4.0, 5.0, 6.0])
     second = 2 * np.eye(6)[best] + np.eye(6)
     second[5] = [5, 4, 3, 2, 1, 0]
     vectors = iter(np.stack([first, second], axis=1).reshape(3, 4, 6))

@@ -205,8 +205,6 @@ def _draw_perplexity(points: Sequence[Point]) -> Figure:
         ratios(axes, ticks)
         dense_line(axes, 1, above=False)
         axes.set_title(f"{title}: perplexity / dense")
-        axes.set_xlabel("k")
-        axes.legend()
     return figure
 
 

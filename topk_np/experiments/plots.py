@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def curves(axes: Any, series: Mapping[str, Mapping[int, float]], /) -> None:
-    """A curve for each series with its heights by k, on an axis of powers of 2."""
+    """A curve with a name for each series of heights by k, on an axis of powers of 2."""
     for (name, heights), colour in zip(series.items(), COLOURS, strict=False):
         ks = sorted(heights)
         if ks:
@@ -22,6 +22,9 @@ def curves(axes: Any, series: Mapping[str, Mapping[int, float]], /) -> None:
     axes.set_xticks(ks, [f"{k:,}" for k in ks])
     axes.minorticks_off()
     axes.margins(x=0.06, y=0.1)
+    axes.set_xlabel("k")
+    if ks:
+        axes.legend()
 
 
 def ratios(axes: Any, ticks: Sequence[float], /) -> None:

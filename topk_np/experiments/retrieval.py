@@ -161,7 +161,5 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
         dense_line(axes, dense["recall_at_10"], above=True)
         dense_line(axes, dense["top_1"], above=True)
         axes.set_title(title)
-        axes.set_xlabel("k")
         axes.set_ylim(0, 1)
-        axes.legend(loc="lower right")
     return {"retrieval": figure}
