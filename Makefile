@@ -72,9 +72,10 @@ $(CUPY_CPU_WHEEL):
 notebooks: $(call installed,notebooks) ## Run the notebooks, which teach the method from scratch
 	$(BIN)/python notebooks/run.py $(ARGS)
 
+# The notebooks are run first, always: what they show may be of an older state of the package.
 # A page of the reference that nothing asks for any longer would be a warning.
 .PHONY: docs
-docs: $(call installed,docs) ## Build the documentation, in docs/_build/html; a warning is an error
+docs: $(call installed,docs) notebooks ## Build the documentation, in docs/_build/html; a warning is an error
 	rm -rf docs/generated
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo 'Built docs/_build/html/index.html'

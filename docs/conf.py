@@ -28,7 +28,9 @@ default_role = "autolink"  # `name` in a docstring: a link if it is one of ours
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
+# notebooks/run.py leaves here what it ran; what is not there is run.
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build" / ".jupyter_cache")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

@@ -1,4 +1,8 @@
-"""Run the notebooks, all or those that are named, and fail on the first error in a cell."""
+"""
+Run the notebooks, all or those that are named, and fail on the first error in a cell.
+
+What they show is kept in docs/_build, where the documentation takes it from.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,19 @@ import time
 from pathlib import Path
 
 import jupytext
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 from nbclient import NotebookClient
 from traitlets.config import Config
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 BACKEND = 'BACKEND = "numpy"'  # the line of each notebook that chooses it
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("notebook", nargs="*", type=Path, default=sorted(HERE.glob("*.md")))
+    parser.add_argument("notebook", nargs="*", type=Path, default=[*notebooks(), *guides()])
     parser.add_argument("--backend", default="numpy", choices=("numpy", "cupy"))
     options = parser.parse_args()
     # Small products gain nothing from threads, and on a busy machine wait for each other.
@@ -28,16 +35,31 @@ def main() -> None:
         print(f"{path.name}: {time.perf_counter() - start:.0f} s", flush=True)
 
 
+def notebooks() -> list[Path]:
+    """Those that teach, in their order."""
+    return sorted(HERE.glob("*.md"), key=lambda path: int(path.stem.partition("-")[0]))
+
+
+def guides() -> list[Path]:
+    """Pages of the documentation that are notebooks too."""
+    pages = sorted((DOCS / "howto").glob("*.md"))
+    return [page for page in pages if page.read_text(encoding="utf-8").startswith("---\njupytext")]
+
+
 def run(path: Path, backend: str) -> None:
     """Run one notebook in a kernel of its own, of this very Python."""
     notebook = jupytext.read(path)
     cells = [cell for cell in notebook.cells if cell.source.startswith(BACKEND)]
-    if len(cells) != 1:
+    if len(cells) != 1 and path in notebooks():
         raise SystemExit(f"{path.name} must have one cell that begins with {BACKEND}")
-    cells[0].source = f'BACKEND = "{backend}"'
+    for cell in cells:
+        cell.source = cell.source.replace(BACKEND, f'BACKEND = "{backend}"')
     # Sockets in files, as those of TCP could be listened to.
     config = Config(AsyncKernelManager={"transport": "ipc"})
     NotebookClient(notebook, kernel_name="python3", timeout=300, config=config).execute()
+    # It is found there by its cells: one that was changed since is run again.
+    cache = get_cache(DOCS / "_build" / ".jupyter_cache")
+    cache.cache_notebook_bundle(CacheBundleIn(notebook, str(path)), overwrite=True)
 
 
 if __name__ == "__main__":
