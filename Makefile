@@ -89,6 +89,7 @@ PEER_OPTIONS = -n auto --maxprocesses=8 --dist worksteal --hypothesis-profile=$(
 peers: .venv-peers/.installed ## Run the tests on arrays of PyTorch and JAX
 	$(PEERS)/python -c 'import jax, torch'
 	TOPK_NP_BACKENDS=torch $(PEERS)/python -m pytest $(PEER_OPTIONS) tests/interop tests/layers tests/diagnostics \
+	  tests/bench/test_transformers.py \
 	  tests/kernels/test_engines.py tests/kernels/test_products.py \
 	  $(addprefix tests/test_,$(addsuffix .py,attention bias decoding dense dropout \
 	  ffn gradients masking options promises selection))
@@ -127,9 +128,9 @@ clean: ## Remove the environments and everything that was made from the sources
 	@touch $@
 
 .venv-peers/.installed: pyproject.toml | $(PEERS)/pip
-	@echo 'Installing topk_np[test,jax,torch] into .venv-peers'
+	@echo 'Installing topk_np[test,jax,torch,transformers] into .venv-peers'
 	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check \
-	  --editable '.[test,jax,torch]' '$(TORCH)'
+	  --editable '.[test,jax,torch,transformers]' '$(TORCH)'
 	@touch $@
 
 # pip is what venv writes last: where it is missing, the environment is not whole.

@@ -62,6 +62,7 @@ HEAVY = (
 )
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
+    "transformers_peer",
     "interop.jax",
     "interop.torch",
     "kernels.cupy",

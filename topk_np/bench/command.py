@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from topk_np.bench.machine import Machine
     from topk_np.bench.sweep import Limits, Row
 
-FIGURES = "figures"
+FIGURES, MODEL = "figures", "model"
 
 
 def run(
@@ -41,7 +41,7 @@ def run(
     Parameters
     ----------
     what : str
-        "attention", "ffn", "figures" or "all".
+        "attention", "ffn", "figures", "all" of these, or "model".
     lengths : sequence of int
         Of attention.
     repeats : int
@@ -75,6 +75,8 @@ def run(
     limits = Limits(time_limit, most)
     described = machine.describe_machine()
     print(report.heading(described))
+    if what == MODEL:
+        _model(repeats, out, described)
     if what in (ATTENTION, "all"):
         cases = [case for causal in (False, True) for case in attention_cases(lengths, causal)]
         rows = _sweep(ATTENTION, cases, chosen, limits, repeats, out, described)
@@ -153,4 +155,25 @@ def _figures(repeats: int, out: Path, machine: Machine) -> None:
             report.save_json(path, machine, figures=found)
             bar.update()
     print(report.figures_table(outcomes))
+    print(f"Data: {path}")
+
+
+def _model(repeats: int, out: Path, machine: Machine) -> None:
+    from tqdm import tqdm
+
+    from topk_np.bench import model, report
+    from topk_np.models.fetch import FetchError
+    from topk_np.models.named import ModelError
+
+    path = out / "model.json"
+    findings: list[model.Finding] = []
+    try:
+        with tqdm(desc=MODEL, leave=False) as bar:
+            for finding in model.measure(model.PACKAGED, repeats, bar.set_postfix_str):
+                findings.append(finding)
+                report.save_json(path, machine, figures=[model.as_data(one) for one in findings])
+                bar.update()
+    except (FetchError, ModelError) as error:
+        raise BenchError(str(error)) from error
+    print(model.table(findings))
     print(f"Data: {path}")

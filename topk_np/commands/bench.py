@@ -18,9 +18,10 @@ def add(commands: Commands) -> None:
     )
     bench.add_argument(
         "--what",
-        choices=("attention", "ffn", "figures", "all"),
+        choices=("attention", "ffn", "figures", "all", "model"),
         default="all",
-        help="attention by length, feed-forward layers, the figures to reach, or all (all)",
+        help="attention by length, feed-forward layers, the figures to reach, or all of these "
+        "(all); or SmolLM2, which is downloaded once, against transformers",
     )
     bench.add_argument(
         "--lengths",

@@ -1,0 +1,78 @@
+"""A Llama of transformers and PyTorch with the weights of ours, for comparison only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from topk_np.models.llama import Llama
+from topk_np.models.llama_names import llama_names
+from topk_np.models.names import scatter
+
+
+class Transformers:
+    """
+    The same model, computed by transformers in float32.
+
+    Parameters
+    ----------
+    model : Llama
+        Ours.
+    threads : int
+        Of PyTorch, in all of the process.
+    """
+
+    def __init__(self, model: Llama, threads: int) -> None:
+        torch.set_num_threads(threads)
+        params, config = model.params, model.config
+        layers = params["layers"]
+        tied = "head" not in params
+        self._model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=params["embedding"].shape[0],
+                hidden_size=params["embedding"].shape[1],
+                intermediate_size=layers["0"]["ffn"]["keys"].shape[0],
+                num_hidden_layers=len(layers),
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.groups,
+                head_dim=layers["0"]["attention"]["query"].shape[0] // config.heads,
+                max_position_embeddings=config.context,
+                rms_norm_eps=config.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+                tie_word_embeddings=tied,
+            )
+        ).eval()
+        names = llama_names(["lm_head.weight"], "safetensors", depth=len(layers), tied=tied)
+        tensors = scatter(params, names)
+        if config.rope_layout == "interleaved":
+            for name, tensor in tensors.items():
+                if name.endswith(("q_proj.weight", "k_proj.weight")):
+                    query = name.endswith("q_proj.weight")
+                    tensors[name] = _halves(tensor, config.heads if query else config.groups)
+        if tied:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        self._model.load_state_dict(
+            {name: torch.tensor(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
+        )
+
+    def forward(self, tokens: np.ndarray, /) -> np.ndarray:
+        """Hidden states (Q, D) of tokens (Q,), after the last norm."""
+        with torch.no_grad():
+            found = self._model.model(
+                torch.tensor(tokens[None], dtype=torch.int64), use_cache=False
+            )
+        return np.asarray(found.last_hidden_state[0].numpy())
+
+    def logits(self, tokens: np.ndarray, /) -> np.ndarray:
+        """Logits (Q, T) of what follows each of tokens (Q,)."""
+        with torch.no_grad():
+            found = self._model(torch.tensor(tokens[None], dtype=torch.int64), use_cache=False)
+        return np.asarray(found.logits[0].numpy())
+
+
+def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a query or key projection, from the interleaved to the half-split rotary layout."""
+    width = weight.shape[0] // heads
+    pairs = weight.reshape(heads, width // 2, 2, weight.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)
