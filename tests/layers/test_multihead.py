@@ -28,6 +28,8 @@ from topk_np import (
     multihead_attention_fwd,
     split_heads,
 )
+from topk_np.layers.ways import WAYS
+from topk_np.testing import check_vjp
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,78 @@ def test_dense_is_topk_with_all_keys(problem: Problem) -> None:
     (dense, dense_grads), (topk, topk_grads) = (run(problem, k=k) for k in (None, 100))
     assert_close(topk, dense, size=1e3)
     assert_all_close(topk_grads, dense_grads, size=1e5)
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+@pytest.mark.parametrize("attention", list(WAYS))
+def test_every_way_to_attend_is_that_of_each_head(xp: Backend, attention: str, cross: bool) -> None:
+    rng = np.random.default_rng(0)
+    source_width = 3 if cross else 6
+    shapes = (8, 6), (4, source_width), (4, source_width), (5, 8)
+    weights = [rng.standard_normal(shape) for shape in shapes]
+    x, context = rng.standard_normal((2, 5, 6)), rng.standard_normal((2, 7, 3))
+    own: dict[str, Any] = {"dense": {}, "chunked": {}, "topk": {"k": 2}}.get(
+        attention, {"features": 6, "seed": 3}
+    )
+    options = {"heads": 4, "attention": attention, "is_causal": not cross, **own}
+    options["key_lengths"] = np.array([3, 5])
+
+    def fwd(x: Any, *others: Any, on: Backend = NUMPY) -> Any:
+        context = others[4] if cross else None
+        given = MultiheadWeights(*others[:4])
+        return multihead_attention_fwd(x, given, context, **on.options(options))
+
+    def bwd(residuals: Any, dout: Any) -> Any:
+        grads = flat_grads(multihead_attention_bwd(residuals, dout))
+        return [grad for grad in grads if grad is not None]
+
+    arrays = [x, *weights, context] if cross else [x, *weights]
+    out, residuals = fwd(*xp.arrays(*arrays), on=xp)
+    source = context if cross else x
+    heads = [
+        np.repeat(split_heads(rows @ w.T, count), 4 // count, axis=-3)
+        for rows, w, count in zip((x, source, source), weights, (4, 2, 2), strict=False)
+    ]
+    masks: dict[str, Any] = {"is_causal": not cross, "key_lengths": np.array([[3], [5]])}
+    attended = WAYS[attention].attend(*heads, **own, **masks)
+    assert_close(xp.to_numpy(out), merge_heads(attended) @ weights[3].T, size=1e3)
+    assert residuals.nbytes >= 8 * 2 * (5 * 8 + 2 * source.shape[1] * 4 + 5 * 8)
+    if xp is NUMPY:
+        check_vjp(fwd, bwd, *arrays)
+
+
+def test_the_way_to_attend_is_chosen_by_name_or_by_its_rule() -> None:
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((1500, 4)), MultiheadWeights(*rng.standard_normal((4, 4, 4)))
+
+    def residuals(**options: Any) -> Any:
+        return multihead_attention_fwd(x, weights, heads=2, **options)[1].attention
+
+    assert type(residuals(k=2)) is type(residuals(attention="topk", k=2))
+    assert type(residuals(p=0.5, max_k=2)) is type(residuals(k=2))
+    assert residuals().chunk_size == residuals(attention="dense").chunk_size == 1500
+    assert residuals(attention="chunked").chunk_size == 1024
+    assert residuals(attention="chunked", chunk_size=7).chunk_size == 7
+    assert residuals(attention="chunked", memory_budget=2**22).chunk_size < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"attention": "full"}, ValueError, "attention must be one of dense, chunked, topk, perf"),
+        ({"attention": "topk"}, TypeError, "k must be an integer, or p be given"),
+        ({"attention": "rfa", "k": 2}, ValueError, "k must be None with attention='rfa'"),
+        ({"attention": "dense", "p": 0.5}, ValueError, "p must be None with attention='dense'"),
+        ({"attention": "performer", "window": (1, 0)}, TypeError, "argument 'window'"),
+        ({"features": 8}, TypeError, "unexpected keyword argument 'features'"),
+    ],
+)
+def test_a_way_to_attend_has_its_own_options(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    weights = MultiheadWeights(*[np.eye(4)] * 4)
+    with pytest.raises(error, match=message):
+        multihead_attention(np.eye(4), weights, heads=2, **options)
 
 
 @given(problem=multihead_QN())

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from tests.backends import Backend
 from tests.oracles import assert_close
+from topk_np.layers import BlockConfig
+from topk_np.layers.ways import WAYS
 from topk_np.training import (
     Classifier,
-    Encoder,
     classifier,
     classifier_bwd,
     classifier_fwd,
@@ -22,9 +23,8 @@ from topk_np.training import (
     tree_map,
     unflatten,
 )
-from topk_np.training.encoder import PAIRS
 
-ATTENTIONS = tuple(PAIRS)
+ATTENTIONS = tuple(WAYS)
 MODEL = Classifier(vocabulary=7, classes=3, length=6, layers=2, width=4, hidden=5)
 
 
@@ -54,8 +54,10 @@ def problem(model: Classifier, seed: int = 0) -> tuple[Any, np.ndarray, np.ndarr
 def test_gradients_are_slopes(
     attention: str, pairs: bool, ffn_k: int | None, recompute: bool, seed: int
 ) -> None:
-    encoder = Encoder(2, attention, k=2, ffn_k=ffn_k, features=8, chunk_size=2, recompute=recompute)
-    model = replace(MODEL, pairs=pairs, encoder=encoder)
+    block = BlockConfig(
+        2, attention, k=2, ffn_k=ffn_k, features=8, chunk_size=2, recompute=recompute
+    )
+    model = replace(MODEL, pairs=pairs, block=block)
     params, tokens, lengths, dlogits = problem(model, seed)
     _, residuals = classifier_fwd(tokens, params, model, lengths=lengths)
     grads = flatten(classifier_bwd(residuals, dlogits))
@@ -78,7 +80,7 @@ def test_recomputed_gradients_are_those_kept_bit_for_bit() -> None:
     params, tokens, lengths, dlogits = problem(MODEL)
     found = []
     for recompute in (False, True):
-        model = replace(MODEL, encoder=Encoder(2, "topk", k=2, recompute=recompute))
+        model = replace(MODEL, block=BlockConfig(2, "topk", k=2, recompute=recompute))
         _, residuals = classifier_fwd(tokens, params, model, lengths=lengths)
         found.append(flatten(classifier_bwd(residuals, dlogits)))
     for name in found[0]:
@@ -87,7 +89,7 @@ def test_recomputed_gradients_are_those_kept_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_padding_counts_for_nothing(attention: str) -> None:
-    model = replace(MODEL, encoder=Encoder(2, attention, k=2, features=8))
+    model = replace(MODEL, block=BlockConfig(2, attention, k=2, features=8))
     params, tokens, lengths, _ = problem(model)
     logits = classifier(tokens, params, model, lengths=lengths)
     for row, length in enumerate(lengths):
@@ -102,18 +104,13 @@ def test_topk_with_all_keys_and_chunks_are_dense(xp: Backend) -> None:
     params, tokens, lengths, _ = problem(MODEL)
     params, tokens, lengths = tree_map(xp.asarray, params), *xp.arrays(tokens, lengths)
     dense, *others = (
-        xp.to_numpy(classifier(tokens, params, replace(MODEL, encoder=encoder), lengths=lengths))
-        for encoder in (
-            Encoder(2),
-            Encoder(2, "topk", k=6),
-            Encoder(2, "chunked", chunk_size=2),
-            Encoder(2, ffn_k=5),
+        xp.to_numpy(classifier(tokens, params, replace(MODEL, block=block), lengths=lengths))
+        for block in (
+            BlockConfig(2),
+            BlockConfig(2, "topk", k=6),
+            BlockConfig(2, "chunked", chunk_size=2),
+            BlockConfig(2, ffn_k=5),
         )
     )
     for other in others:
         assert_close(other, dense, size=100.0)
-
-
-def test_an_unknown_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"attention must be one of dense, chunked, .* got 'full'"):
-        Encoder(attention="full")

@@ -1,4 +1,4 @@
-"""Multi-head attention with its projections, forward and backward, top-k or dense."""
+"""Multi-head attention with its projections, forward and backward, in any of five ways."""
 
 from __future__ import annotations
 
@@ -6,18 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from topk_np._namespace import Array, array_namespace, cast, nbytes
-from topk_np.attention import (
-    TopKAttentionResiduals,
-    topk_attention,
-    topk_attention_bwd,
-    topk_attention_fwd,
-)
-from topk_np.dense.attention import (
-    DenseAttentionResiduals,
-    dense_attention,
-    dense_attention_bwd,
-    dense_attention_fwd,
-)
 from topk_np.inputs import check_dout
 from topk_np.layers.affine import affine, affine_bwd
 from topk_np.layers.grouping import bias_shape, group_options
@@ -29,6 +17,7 @@ from topk_np.layers.projections import (
     check_multihead,
 )
 from topk_np.layers.rope import Rope
+from topk_np.layers.ways import AttentionResiduals, attend_bwd, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +25,7 @@ class MultiheadResiduals:
     """What `multihead_attention_bwd` needs: the inputs, the projections, and what was attended."""
 
     inputs: Projections = field(repr=False)
-    attention: TopKAttentionResiduals | DenseAttentionResiduals
+    attention: AttentionResiduals
     """Those of the attention, whose query, key and value are the projections."""
     attended: Array = field(repr=False)
     """(..., Q, H V) what goes into the last projection."""
@@ -47,8 +36,8 @@ class MultiheadResiduals:
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs."""
         inputs = self.inputs
-        problem = self.attention.problem
-        kept = [problem.query, problem.key, problem.value, self.attended]
+        given = self.attention.problem.inputs
+        kept = [given["query"], given["key"], given["value"], self.attended]
         for rotation in (inputs.query_rotation, inputs.key_rotation):
             kept += [] if rotation is None else [rotation.cosine, rotation.sine]
         return self.attention.nbytes + sum(nbytes(array) for array in kept)
@@ -61,6 +50,7 @@ def multihead_attention(
     /,
     *,
     heads: int,
+    attention: str | None = None,
     k: int | None = None,
     rope: Rope | None = None,
     query_positions: int | Array | None = None,
@@ -83,8 +73,12 @@ def multihead_attention(
         What keys and values are projected from, by default `x`; leading axes broadcast.
     heads : int
         Query heads H. The number of key heads follows from `weights` and must divide it.
+    attention : {"dense", "chunked", "topk", "performer", "rfa"}, optional
+        How every head attends: to all keys, the same in chunks of queries (1,024 of them, as in the
+        paper, unless `chunk_size` or `memory_budget` is given), to its k best keys, or by the
+        estimates of `topk_np.baselines`. By default "topk" with `k` or `p`, else "dense".
     k : int, optional
-        Keys to keep for each query of each head; dense attention by default.
+        Keys to keep for each query of each head, in top-k attention.
     rope : Rope, optional
         Turn queries and keys by their positions; not by default.
     query_positions : int or int array (..., Q), optional
@@ -92,10 +86,11 @@ def multihead_attention(
     key_positions : int or int array (..., N), optional
         Those of the keys; by default `query_positions` in self-attention, else 0.
     **options
-        The other options of `topk_attention`, but for `return_lse`; `p` with `max_k` instead of
-        `k`. Arrays for `mask` and `bias` broadcast to (..., H, Q, N), the slopes of an `ALiBi` and
-        the columns of a `T5Bias` are those of the H heads; `query_offset`, `query_lengths` and
-        `key_lengths` are over the leading axes of `x`, without the heads.
+        Those of the attention function, but for `return_lse`: `topk_attention`, where `p` with
+        `max_k` may stand instead of `k`, `dense_attention`, or one of `topk_np.baselines`. Arrays
+        for `mask` and `bias` broadcast to (..., H, Q, N), the slopes of an `ALiBi` and the columns
+        of a `T5Bias` are those of the H heads; `query_offset`, `query_lengths` and `key_lengths`
+        are over the leading axes of `x`, without the heads.
 
     Returns
     -------
@@ -108,8 +103,8 @@ def multihead_attention(
         If the inputs are not floating arrays of one library, device and dtype, `weights` is not a
         `MultiheadWeights`, `rope` is not a `Rope`, or an option is unknown.
     ValueError
-        If shapes do not fit, the key heads do not divide the query heads, or positions are given
-        without `rope`.
+        If shapes do not fit, `attention` is unknown, `k` is given where no keys are ranked, the
+        key heads do not divide the query heads, or positions are given without `rope`.
 
     See Also
     --------
@@ -136,11 +131,8 @@ def multihead_attention(
         x, weights, context, heads, rope, query_positions, key_positions, options
     )
     query, key, value = inputs.project()
-    grouped = group_options(options, inputs.heads, inputs.groups)
-    if k is None and "p" not in grouped:
-        out = dense_attention(query, key, value, **grouped)
-    else:
-        out = topk_attention(query, key, value, k=k, **grouped)
+    way, own = choose(attention, k, group_options(options, inputs.heads, inputs.groups))
+    out = way.attend(query, key, value, **own)
     return affine(merge_heads(out, grouped=True), weights.out, weights.out_bias)
 
 
@@ -151,6 +143,7 @@ def multihead_attention_fwd(
     /,
     *,
     heads: int,
+    attention: str | None = None,
     k: int | None = None,
     rope: Rope | None = None,
     query_positions: int | Array | None = None,
@@ -185,12 +178,8 @@ def multihead_attention_fwd(
         x, weights, context, heads, rope, query_positions, key_positions, options
     )
     query, key, value = inputs.project()
-    grouped = group_options(options, inputs.heads, inputs.groups)
-    residuals: Any
-    if k is None and "p" not in grouped:
-        attended, residuals = dense_attention_fwd(query, key, value, **grouped)
-    else:
-        attended, residuals = topk_attention_fwd(query, key, value, k=k, **grouped)
+    way, own = choose(attention, k, group_options(options, inputs.heads, inputs.groups))
+    attended, residuals = way.fwd(query, key, value, **own)
     attended = merge_heads(attended, grouped=True)
     out = affine(attended, weights.out, weights.out_bias)
     return out, MultiheadResiduals(inputs, residuals, attended, bias_shape(options))
@@ -246,13 +235,10 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
     dattended = cast(array_namespace(dout), dattended, dout.dtype)
     dattended = split_heads(dattended, inputs.heads, groups=inputs.groups)
     # 2
-    if isinstance(attention, TopKAttentionResiduals):
-        grads = topk_attention_bwd(attention, dattended)
-    else:
-        grads = dense_attention_bwd(attention, dattended)
+    grads = attend_bwd(attention, dattended)
     # 1
     made = inputs.project_bwd(grads.query, grads.key, grads.value)
-    bias = grads.bias
+    bias = getattr(grads, "bias", None)  # a random feature has none
     if bias is not None:
         bias = array_namespace(bias).reshape(bias, residuals.bias_shape)
     return made._replace(weights=made.weights._replace(out=dweight, out_bias=dbias), bias=bias)

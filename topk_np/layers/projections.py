@@ -85,15 +85,16 @@ class Projections:
         if self.query_rotation is not None and self.key_rotation is not None:
             dquery = self.query_rotation.turn_back(dquery)
             dkey = self.key_rotation.turn_back(dkey)
-        dquery, dkey, dvalue = (merge_heads(d, grouped=True) for d in (dquery, dkey, dvalue))
-        dx, query, query_bias = affine_bwd(self.x, w.query, w.query_bias, dquery)
-        from_key, key, key_bias = affine_bwd(source, w.key, w.key_bias, dkey)
-        from_value, value, value_bias = affine_bwd(source, w.value, w.value_bias, dvalue)
-        dsource = from_key + from_value
+        drows = merge_heads(dquery, grouped=True)
+        dx, query, query_bias = affine_bwd(self.x, w.query, w.query_bias, drows)
+        drows = merge_heads(dkey, grouped=True)
+        from_key, key, key_bias = affine_bwd(source, w.key, w.key_bias, drows)
+        drows = merge_heads(dvalue, grouped=True)
+        from_value, value, value_bias = affine_bwd(source, w.value, w.value_bias, drows)
         dweights = MultiheadWeights(query, key, value, None, query_bias, key_bias, value_bias)
         if self.context is None:
-            return MultiheadGrads(cast(xp, dx + dsource, self.x.dtype), dweights)
-        dx, dcontext = (cast(xp, d, self.x.dtype) for d in (dx, dsource))
+            return MultiheadGrads(cast(xp, dx + from_key + from_value, self.x.dtype), dweights)
+        dx, dcontext = (cast(xp, d, self.x.dtype) for d in (dx, from_key + from_value))
         return MultiheadGrads(dx, dweights, dcontext)
 
     def _split(self, rows: Array, heads: int) -> Array:

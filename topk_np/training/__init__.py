@@ -8,7 +8,6 @@ from topk_np.training.classifier import (
     classifier_fwd,
 )
 from topk_np.training.clipping import clip_by_global_norm
-from topk_np.training.encoder import Encoder, encoder_block_bwd, encoder_block_fwd
 from topk_np.training.lora import LoRAGrads, lora, lora_bwd, lora_fwd, lora_init
 from topk_np.training.params import ParamsError, load_params, save_params
 from topk_np.training.schedules import constant, warmup_cosine, warmup_linear
@@ -17,7 +16,6 @@ from topk_np.training.trees import flatten, tree_map, unflatten
 __all__ = [
     "AdamWState",
     "Classifier",
-    "Encoder",
     "LoRAGrads",
     "ParamsError",
     "adamw",
@@ -27,8 +25,6 @@ __all__ = [
     "classifier_fwd",
     "clip_by_global_norm",
     "constant",
-    "encoder_block_bwd",
-    "encoder_block_fwd",
     "flatten",
     "load_params",
     "lora",

@@ -1,7 +1,7 @@
 """
 A transformer that tells the class of a sequence of tokens, or of a pair of them.
 
-Embeddings of tokens and positions, pre-norm encoder blocks, a last norm, the mean over the
+Embeddings of tokens and positions, encoder blocks, a last norm, the mean over the
 sequence, and a linear layer. Of a pair both sequences are encoded alike, to u and v; what is
 classified is (u, v, u v, u - v), as in the Long Range Arena.
 """
@@ -16,16 +16,18 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace
 from topk_np.layers import (
+    BlockConfig,
     embedding_bwd,
     embedding_fwd,
-    layer_norm_bwd,
-    layer_norm_fwd,
+    encoder_block_bwd,
+    encoder_block_fwd,
     linear_bwd,
     linear_fwd,
     pool_bwd,
     pool_fwd,
 )
-from topk_np.training.encoder import Encoder, encoder_block_bwd, encoder_block_fwd
+from topk_np.layers.initial import glorot
+from topk_np.layers.named_norm import init_norm, norm_bwd, norm_fwd
 from topk_np.training.trees import Tree
 
 
@@ -43,48 +45,26 @@ class Classifier:
     width: int = 64
     hidden: int = 256
     """Units of a feed-forward layer."""
-    encoder: Encoder = field(default_factory=Encoder)
-    """How its blocks attend."""
+    block: BlockConfig = field(default_factory=BlockConfig)
+    """How its blocks compute."""
 
     def init(self, rng: np.random.Generator, /) -> dict[str, Any]:
         """Parameters to start from, float32: matrices as Glorot and Bengio 2010, no biases."""
 
-        def matrix(rows: int, columns: int) -> np.ndarray:
-            bound = np.sqrt(6 / (rows + columns))
-            return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)
-
         def table(rows: int) -> np.ndarray:
             return (rng.standard_normal((rows, self.width)) * 0.1).astype(np.float32)
-
-        def zeros(length: int) -> np.ndarray:
-            return np.zeros(length, np.float32)
-
-        def norm() -> dict[str, Any]:
-            return {"weight": np.ones(self.width, np.float32), "bias": zeros(self.width)}
-
-        def block() -> dict[str, Any]:
-            names = ("query", "key", "value", "out")
-            return {
-                "attention_norm": norm(),
-                "attention": {name: matrix(self.width, self.width) for name in names}
-                | {f"{name}_bias": zeros(self.width) for name in names},
-                "ffn_norm": norm(),
-                "ffn": {
-                    "keys": matrix(self.hidden, self.width),
-                    "values": matrix(self.hidden, self.width),
-                    "key_bias": zeros(self.hidden),
-                    "value_bias": zeros(self.width),
-                },
-            }
 
         return {
             "tokens": table(self.vocabulary),
             "positions": table(self.length),
-            "blocks": {str(i): block() for i in range(self.layers)},
-            "norm": norm(),
+            "blocks": {
+                str(i): self.block.init(rng, width=self.width, hidden=self.hidden)
+                for i in range(self.layers)
+            },
+            "norm": init_norm(self.block.norm, self.width),
             "head": {
-                "weight": matrix(self.classes, self.width * (4 if self.pairs else 1)),
-                "bias": zeros(self.classes),
+                "weight": glorot(rng, self.classes, self.width * (4 if self.pairs else 1)),
+                "bias": np.zeros(self.classes, np.float32),
             },
         }
 
@@ -131,9 +111,10 @@ def classifier(
     Examples
     --------
     >>> import numpy as np
-    >>> from topk_np.training import Classifier, Encoder, classifier
-    >>> encoder = Encoder(attention="topk", k=4)
-    >>> model = Classifier(vocabulary=10, classes=3, length=8, encoder=encoder)
+    >>> from topk_np.layers import BlockConfig
+    >>> from topk_np.training import Classifier, classifier
+    >>> block = BlockConfig(attention="topk", k=4)
+    >>> model = Classifier(vocabulary=10, classes=3, length=8, block=block)
     >>> params = model.init(np.random.default_rng(0))
     >>> classifier(np.array([[1, 2, 3, 0]]), params, model, lengths=np.array([3])).shape
     (1, 3)
@@ -167,9 +148,9 @@ def classifier_fwd(
     x = x + rows
     blocks = []
     for block in params["blocks"].values():
-        x, residuals = encoder_block_fwd(x, block, model.encoder, lengths=lengths)
+        x, residuals = encoder_block_fwd(x, block, model.block, lengths=lengths)
         blocks.append(residuals)
-    x, norm_residuals = layer_norm_fwd(x, params["norm"]["weight"], params["norm"]["bias"])
+    x, norm_residuals = norm_fwd(model.block.norm, x, params["norm"])
     mask = None if lengths is None else places < lengths[..., None]
     pooled, pool_residuals = pool_fwd(x, mask=mask)
     features = _of_pair(pooled) if model.pairs else pooled
@@ -206,9 +187,9 @@ def classifier_bwd(residuals: ClassifierResiduals, dlogits: Array, /) -> dict[st
     pairs = residuals.pooled.ndim == 3
     dpooled = _of_pair_bwd(residuals.pooled, head.x) if pairs else head.x
     # 3
-    norm = layer_norm_bwd(residuals.norm, pool_bwd(residuals.pool, dpooled))
+    dx, norm = norm_bwd(residuals.norm, pool_bwd(residuals.pool, dpooled))
     # 2
-    dx, blocks = norm.x, {}
+    blocks = {}
     for i in reversed(range(len(residuals.blocks))):
         dx, blocks[str(i)] = encoder_block_bwd(residuals.blocks[i], dx)
     # 1
@@ -217,7 +198,7 @@ def classifier_bwd(residuals: ClassifierResiduals, dlogits: Array, /) -> dict[st
         "tokens": embedding_bwd(residuals.tokens, dx),
         "positions": embedding_bwd(residuals.positions, drows),
         "blocks": dict(reversed(blocks.items())),
-        "norm": {"weight": norm.weight, "bias": norm.bias},
+        "norm": norm,
         "head": {"weight": head.weight, "bias": head.bias},
     }
 

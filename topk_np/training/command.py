@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from topk_np.bench.alone import peak_memory
+from topk_np.layers import BlockConfig
 from topk_np.tasks import Task, load
 from topk_np.training import report
 from topk_np.training.classifier import Classifier
-from topk_np.training.encoder import Encoder
 from topk_np.training.folders import choose_folder, resumed
 from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
@@ -104,7 +104,7 @@ def make_model(settings: Settings, task: Task) -> Classifier:
     """The classifier for a task."""
     splits = (task.train, task.validation, task.test)
     names = "heads", "attention", "k", "ffn_k", "features", "seed", "recompute"
-    encoder = Encoder(
+    block = BlockConfig(
         chunk_size=settings.CHUNK, **{name: getattr(settings, name) for name in names}
     )
     return Classifier(
@@ -115,7 +115,7 @@ def make_model(settings: Settings, task: Task) -> Classifier:
         layers=settings.layers,
         width=settings.width,
         hidden=settings.hidden,
-        encoder=encoder,
+        block=block,
     )
 
 
@@ -175,14 +175,14 @@ def _swapped(
     own: float,
 ) -> Iterator[tuple[str, float]]:
     """The accuracy of the same parameters with top-k and with dense attention, by k."""
-    if model.encoder.attention in ("performer", "rfa"):
+    if model.block.attention in ("performer", "rfa"):
         return  # what it learned is made for its features
     if test_k is None:
         test_k = [k for k in TEST_KS if k < model.length]
-    others = {str(k): replace(model.encoder, attention="topk", k=k) for k in sorted(test_k)}
-    others["dense"] = replace(model.encoder, attention="dense")
-    for k, encoder in others.items():
-        other = replace(model, encoder=encoder)
+    others = {str(k): replace(model.block, attention="topk", k=k) for k in sorted(test_k)}
+    others["dense"] = replace(model.block, attention="dense")
+    for k, block in others.items():
+        other = replace(model, block=block)
         yield k, own if other == model else evaluate(other, state.averaged, task.test).accuracy
 
 
