@@ -29,6 +29,8 @@ TINY_PLANS = {
         "FEWEST_DEVICE_QUERIES": 2,
         "DEVICE_SCORES": 8,
         "MOST_BACKWARD_QUERIES": 3,
+        "SHORT_SCORES": 24,
+        "PACKED_SCORES": 16,
         "WORTH_THREADS": 0,
     },
     topk_np.gradients: {"LEAST_RANGE": 2},

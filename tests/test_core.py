@@ -22,6 +22,7 @@ def packed_queries(request: pytest.FixtureRequest) -> Iterator[int]:
     """How many queries a task may take, of all its heads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topk_np.chunking, "PACKED_QUERIES", request.param)
+        patch.setattr(topk_np.chunking, "SHORT_SCORES", 0)  # see test_short
         yield request.param
 
 

@@ -43,7 +43,7 @@ def test_heads_together_equal_heads_one_by_one(xp: Backend, case: Any, packed: i
     query, key, value, dout = xp.arrays(*arrays)
     options = xp.options(options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stacked, "PACKED", packed)
+        patch.setattr(stacked, "PACKED_SCORES", packed)
         out, residuals = dense_attention_fwd(query, key, value, **options)
         grads = dense_attention_bwd(residuals, dout)
     assert residuals.stacked == (np.prod(out.shape[:-2]) > 1 and xp.name != "cupy")

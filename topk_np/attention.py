@@ -6,13 +6,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NamedTuple, Unpack
 
-from topk_np import core
-from topk_np._namespace import Array
+from topk_np import core, short
+from topk_np._namespace import Array, Filled
 from topk_np.chunking import Chunks, plan_chunks
 from topk_np.inputs import attention_problem, check_douts
 from topk_np.options import AttentionOptions, spell_out
 from topk_np.problem import Problem
-from topk_np.rules import make_rule
+from topk_np.rules import Rule, make_rule
 from topk_np.workers import check_workers
 
 
@@ -181,7 +181,7 @@ def topk_attention(
     rule = make_rule(k, p, max_k)
     chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
     lse = problem.room_for_lse(return_lse)
-    out = core.forward(problem, rule, chunks, check_workers(workers), lse=lse)
+    out = _forward(problem, rule, chunks, check_workers(workers), lse=lse)
     return out if lse is None else (out, lse.array[..., 0])
 
 
@@ -229,7 +229,7 @@ def topk_attention_fwd(
     threads = check_workers(workers)
     lse = problem.room_for_lse(return_lse)
     kept = core.Kept.empty(problem, rule)
-    out = core.forward(problem, rule, chunks, threads, kept, lse)
+    out = _forward(problem, rule, chunks, threads, kept, lse)
     residuals = TopKAttentionResiduals(problem, kept, chunks, threads, return_lse)
     return (out if lse is None else (out, lse.array[..., 0])), residuals
 
@@ -281,8 +281,23 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
         )
     problem, kept = residuals.problem, residuals.kept
     dout, dlse = check_douts(problem, residuals.with_lse, dout)
-    grads = core.backward(problem, kept, dout, residuals.chunks, residuals.workers, dlse)
-    return attention_grads(problem, grads)
+    given = problem, kept, dout, residuals.chunks, residuals.workers, dlse
+    grads = short.backward(*given) if residuals.chunks.short else None
+    return attention_grads(problem, core.backward(*given) if grads is None else grads)
+
+
+def _forward(
+    problem: Problem,
+    rule: Rule,
+    chunks: Chunks,
+    workers: int | Executor,
+    kept: core.Kept | None = None,
+    lse: Filled | None = None,
+) -> Array:
+    """The output, by stacks of short heads where they are short and all is finite."""
+    given = problem, rule, chunks, workers, kept, lse
+    out = short.forward(*given) if chunks.short else None
+    return core.forward(*given) if out is None else out
 
 
 def attention_grads(problem: Problem, grads: dict[str, Array]) -> AttentionGrads:

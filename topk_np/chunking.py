@@ -23,6 +23,11 @@ PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
 # A device does one task at a time, with all of the budget: what keeps it busy is much work at once.
 MOST_DEVICE_QUERIES, FEWEST_DEVICE_QUERIES = 2**14, 2**9
 DEVICE_SCORES = 2**27
+# Heads that are worked on as stacks of matrices, several at once: where multiplying by all values
+# costs less than gathering those that are kept.
+SHORT_KEYS = 512
+SHORT_SCORES = 2**16  # of a head
+PACKED_SCORES = 2**16  # of the heads that are taken together
 DENSE_MATRICES = 10  # of the size of a chunk's scores that the dense backward pass holds
 WORTH_THREADS = 2**18  # scores from which threads save more than they cost
 
@@ -56,6 +61,15 @@ class Sizes:
     """Whether a query's scores are needed all at once."""
     on_device: bool = False
     """Whether the arrays lie on a device with kernels of ours."""
+    stackable: bool = False
+    """Whether heads can be worked on as stacks of matrices, if they are short."""
+
+    @property
+    def short(self) -> bool:
+        """Whether heads are worked on as stacks of matrices, as far as the budget allows."""
+        scores = self.queries * self.keys
+        some = self.heads > 0 and 0 < scores <= SHORT_SCORES
+        return self.stackable and some and self.keys <= SHORT_KEYS
 
     @property
     def tasks(self) -> int:
@@ -92,6 +106,22 @@ class Sizes:
         forward = self.forward_bytes(heads * rows, keys)
         return max(forward, self.backward_bytes(heads * backward)) + self.stacked_bytes(heads)
 
+    def short_forward_bytes(self, heads: int) -> int:
+        """Scratch of one task of the forward pass on a stack of heads, but for copies of them."""
+        hidden = (self.itemsize + 2) * self.masked
+        scores = 2 * self.itemsize + 1 + hidden  # as they are and sorted, and which are the best
+        slots = self.slots * (8 + (self.itemsize + 12) * self.masked)
+        return heads * self.queries * (self.keys * scores + slots)
+
+    def short_backward_bytes(self, heads: int) -> int:
+        """Scratch of one task of the backward pass on a stack of heads, but for copies of them."""
+        slots = self.slots * (2 * self.itemsize + 8 + self.masked)
+        return heads * self.queries * (self.keys * self.itemsize + slots)
+
+    def copied_bytes(self, heads: int) -> int:
+        """Copies of the queries, keys and values of a stack of heads, or of their gradients."""
+        return heads * (self.queries + self.keys) * self.width * self.itemsize
+
     @property
     def dense_row_bytes(self) -> int:
         """Scratch of one query of a task of the dense function, whose slots are all keys."""
@@ -117,6 +147,8 @@ class Chunks:
     """Heads that a task takes together, where they are short."""
     task_bytes: int
     """Scratch that one task holds at most, of `Sizes.tasks` that may run at once."""
+    short: bool = False
+    """Whether heads are worked on as stacks of matrices."""
 
 
 def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None) -> Chunks:
@@ -131,6 +163,10 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     if chunk_size is not None:
         chunk_size = check_integer("chunk_size", chunk_size, least=1)
     share = budget // sizes.tasks
+    if sizes.short and chunk_size is None:
+        short = _plan_short(sizes, share)
+        if short is not None:
+            return short
     keys = max(sizes.keys, 1)
     least_keys = keys if sizes.whole_rows else min(keys, max(LEAST_BLOCK, 4 * sizes.slots))
     least = max(sizes.forward_bytes(1, least_keys), sizes.backward_bytes(1))
@@ -168,13 +204,30 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
     return Chunks(rows, block, backward, heads, sizes.task_bytes(rows, block, backward, heads))
 
 
+def _plan_short(sizes: Sizes, share: int) -> Chunks | None:
+    """Stacks of so many heads as fit a task's share of the budget; None if none fits."""
+    most = min(sizes.heads, PACKED_SCORES // (sizes.queries * sizes.keys))
+    for heads in range(_even(sizes, max(most, 1)), 0, -1):
+        whole = sizes.queries, sizes.keys, sizes.queries, heads
+        stacked = max(sizes.short_forward_bytes(heads), sizes.short_backward_bytes(heads))
+        stacked += 2 * sizes.copied_bytes(heads)
+        held = max(stacked, sizes.task_bytes(*whole))  # as where a number is not finite
+        if held <= share:
+            return Chunks(*whole, held, short=True)
+    return None
+
+
+def _even(sizes: Sizes, heads: int) -> int:
+    """So many heads a task, or fewer, where that leaves some for each of the tasks."""
+    if sizes.heads * sizes.queries * sizes.keys < WORTH_THREADS:
+        return heads
+    return min(heads, -(-sizes.heads // sizes.tasks))
+
+
 def _pack(sizes: Sizes, keys: int, share: int) -> int:
     """How many heads a task takes where they are short, so that each does not cost a task."""
     packed = MOST_DEVICE_QUERIES if sizes.on_device else PACKED_QUERIES
-    heads = min(sizes.heads, packed // sizes.queries)
-    if sizes.heads * sizes.queries * sizes.keys >= WORTH_THREADS:
-        heads = min(heads, -(-sizes.heads // sizes.tasks))
-    heads = max(heads, 1)
+    heads = max(1, _even(sizes, min(sizes.heads, packed // sizes.queries)))
     while heads > 1 and sizes.task_bytes(sizes.queries, keys, sizes.queries, heads) > share:
         heads -= 1
     return heads

@@ -20,6 +20,7 @@ from topk_np._namespace import (
 )
 from topk_np.chunking import Chunks, Sizes, plan_chunks
 from topk_np.inputs import SELECTS
+from topk_np.kernels import is_portable
 from topk_np.workers import Crew, check_workers
 
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -149,7 +150,10 @@ def plan(
         ) from None
     (queries, width), (keys, value_width) = shapes[0][-2:], shapes[2][-2:]
     gated = check_flag("gate", gate)
+    by_score = check_choice("select", select, SELECTS) == "score"
     stored, heads = ITEMSIZES[dtype], math.prod(batch)
+    shared = any(shape[:-2] != batch for shape in shapes)
+    on_numpy = isinstance(query, (tuple, np.ndarray)) and not is_portable(np)
     sizes = Sizes(
         heads=heads,
         queries=queries,
@@ -157,24 +161,26 @@ def plan(
         width=width + value_width,
         slots=min(k, keys),
         itemsize=max(stored, 4),
-        score_matrices=1 + 4 * (check_choice("select", select, SELECTS) == "activation"),
+        score_matrices=1 + 4 * (not by_score),
         narrow=stored < 4,
         copied=stored < 4,
         masked=check_flag("mask", mask),
         on_device=array_api_compat.is_cupy_array(query),
+        stackable=on_numpy and by_score and not gated and not (stored < 4 and shared),
     )
     chunks = plan_chunks(sizes, chunk_size, memory_budget)
     threads = min(Crew(check_workers(workers)).threads, sizes.tasks)
 
-    def at_once(rows: int, most: int) -> int:
-        return min(most, -(-heads // chunks.heads) * -(-queries // rows))
-
-    stacked = sizes.stacked_bytes(chunks.heads) // 2
-    rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
-    held = sizes.held_bytes(backward_rows)
-    busy = sizes.backward_bytes(backward_rows) - held + stacked
     summed = [*shapes, *shapes[1:2][:gated]]  # the gate has the shape of the keys
     grads = sum(map(math.prod, summed))
+    if chunks.short:
+        copied = [shape for shape in shapes if sizes.narrow or shape[:-2] != batch]
+        copies = sum(math.prod(shape[-2:]) for shape in copied) * sizes.itemsize
+        forward, backward = _short_scratch(sizes, chunks, threads, copies)
+    else:
+        forward, backward = _scratch(sizes, chunks, threads)
+        if sizes.narrow:
+            backward += _wide_sums(summed, chunks, sizes.tasks) * sizes.itemsize
     return Plan(
         chunks.queries,
         chunks.keys,
@@ -182,12 +188,38 @@ def plan(
         out_bytes=heads * queries * value_width * stored,
         residual_bytes=heads * queries * sizes.slots * ((1 + gated) * sizes.itemsize + 4),
         grad_bytes=grads * stored,
-        forward_scratch=at_once(chunks.queries, threads)
-        * (sizes.forward_bytes(rows, chunks.keys) + stacked // 2),
-        backward_scratch=at_once(chunks.backward_queries, sizes.tasks) * (held + stacked)
-        + at_once(chunks.backward_queries, threads) * busy
-        + (_wide_sums(summed, chunks, sizes.tasks) * sizes.itemsize if sizes.narrow else 0),
+        forward_scratch=forward,
+        backward_scratch=backward,
     )
+
+
+def _scratch(sizes: Sizes, chunks: Chunks, threads: int) -> tuple[int, int]:
+    """What the tasks of the forward and of the backward pass hold at once."""
+    stacked = sizes.stacked_bytes(chunks.heads) // 2
+    rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
+    held = sizes.held_bytes(backward_rows) + stacked
+    busy = sizes.backward_bytes(backward_rows) - sizes.held_bytes(backward_rows) + stacked
+    forward = sizes.forward_bytes(rows, chunks.keys) + stacked // 2
+    return (
+        _at_once(sizes, chunks, chunks.queries, threads) * forward,
+        _at_once(sizes, chunks, chunks.backward_queries, sizes.tasks) * held
+        + _at_once(sizes, chunks, chunks.backward_queries, threads) * busy,
+    )
+
+
+def _short_scratch(sizes: Sizes, chunks: Chunks, threads: int, copies: int) -> tuple[int, int]:
+    """The same for stacks of short heads, of each of which `copies` bytes are copied."""
+    copies *= chunks.heads
+    busy, held = (_at_once(sizes, chunks, sizes.queries, most) for most in (threads, sizes.tasks))
+    return (
+        busy * (sizes.short_forward_bytes(chunks.heads) + copies),
+        busy * (sizes.short_backward_bytes(chunks.heads) + copies) + held * copies,
+    )
+
+
+def _at_once(sizes: Sizes, chunks: Chunks, rows: int, most: int) -> int:
+    """How many tasks of so many rows of each head there are at once, of at most so many."""
+    return min(most, -(-sizes.heads // chunks.heads) * -(-sizes.queries // rows))
 
 
 def _wide_sums(shapes: list[tuple[int, ...]], chunks: Chunks, tasks: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from topk_np._namespace import (
     is_cupy,
     is_numpy,
 )
-from topk_np.activations import Activation
+from topk_np.activations import ACTIVATIONS, Activation
 from topk_np.bias import ArrayBias, Bias, FunctionBias
 from topk_np.chunking import WORTH_THREADS, Sizes, slices
 from topk_np.dropout import Dropout
-from topk_np.kernels import engine
+from topk_np.kernels import engine, is_portable
 from topk_np.masking import Mask
 from topk_np.positions import Head, Positions, column, of_head
 from topk_np.relative import TableBias
@@ -101,7 +101,7 @@ class Problem:
         """The shape of the output, (..., Q, V)."""
         return (*self.batch, self.queries, int(self.value.shape[-1]))
 
-    @property
+    @cached_property
     def dtype(self) -> Any:
         """What is computed in; outputs have the inputs' own dtype."""
         return compute_dtype(self.xp, self.query)
@@ -149,6 +149,33 @@ class Problem:
             masked=self.mask is not None or self.always is not None,
             whole_rows=self.ranks_weights and not self.activation.by_element,
             on_device=is_cupy(self.xp),
+            stackable=self._stackable(rule),
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is attention without any option that goes head by head."""
+        mask = self.mask
+        others = (self.bias, self.softcap, self.dropout, self.key_bias, self.value_bias)
+        return (
+            self.activation is ACTIVATIONS["softmax"]
+            and self.gate is None
+            and all(other is None for other in others)
+            and (mask is None or mask.pairs is None)
+            and isinstance(self.positions.offset, int)
+        )
+
+    def _stackable(self, rule: Rule) -> bool:
+        """Whether short heads can be worked on by `topk_np.short`."""
+        narrow = self.dtype != self.query.dtype
+        shared = any(a.shape[:-2] != self.batch for a in self.inputs.values())
+        return (
+            is_numpy(self.xp)
+            and not is_portable(self.xp)
+            and rule.p is None
+            and self.always is None
+            and self.plain
+            and not (narrow and shared)  # whose sums would all be wide at once
         )
 
     @property

@@ -1,8 +1,8 @@
 """
 Dense attention of many short heads at once, in products of stacks of matrices.
 
-One by one, a head of 48 queries and keys would cost more calls of Python than arithmetic. The steps
-are those of `topk_np.dense.core`, for the masks that a batch of padded sequences needs.
+The steps are those of `topk_np.dense.core`, for the masks that a batch of padded sequences needs:
+see `topk_np.packs`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, cast, is_cupy
-from topk_np.activations import ACTIVATIONS
-from topk_np.chunking import slices
+from topk_np.chunking import PACKED_SCORES, SHORT_SCORES, slices
 from topk_np.kernels import engine
-from topk_np.positions import of_lead
+from topk_np.packs import allowed_pairs
 from topk_np.problem import Problem
-
-SHORT = 2**16  # scores of a head beyond which nothing is gained
-PACKED = 2**16  # scores of the heads that are taken together
 
 
 def stacks(problem: Problem) -> bool:
@@ -32,17 +28,11 @@ def stacks(problem: Problem) -> bool:
 
     Not on a GPU, which would have to be waited for to see whether all is finite.
     """
-    mask = problem.mask
-    others = (problem.bias, problem.softcap, problem.dropout, problem.key_bias, problem.value_bias)
     return (
-        not is_cupy(problem.xp)
+        problem.plain
+        and not is_cupy(problem.xp)
         and math.prod(problem.batch) > 1
-        and 0 < problem.queries * problem.keys <= SHORT
-        and problem.activation is ACTIVATIONS["softmax"]
-        and problem.gate is None
-        and all(other is None for other in others)
-        and (mask is None or mask.pairs is None)
-        and isinstance(problem.positions.offset, int)
+        and 0 < problem.queries * problem.keys <= SHORT_SCORES
     )
 
 
@@ -132,34 +122,12 @@ def _hidden(problem: Problem, heads: slice) -> tuple[Array | None, int]:
     (G or 1, Q or 1, n) to be added to scores: 0, or -inf where a key is hidden; None if none is.
     A score of NaN or inf becomes NaN, which is noticed; `where` would take eight times as long.
     """
-    xp, mask, keys = problem.xp, problem.mask, problem.keys
-    if mask is None:
+    xp = problem.xp
+    allowed, keys = allowed_pairs(problem, heads)
+    if allowed is None:
         return None, keys
-    key_lengths, query_lengths = (
-        None if lengths is None else _of_heads(problem, lengths)[heads]
-        for lengths in (mask.key_lengths, mask.query_lengths)
-    )
-    if key_lengths is not None:
-        keys = max(1, int(key_lengths.max()))
-    allowed = np.ones((1, 1, keys), bool)
-    column = np.arange(keys)
-    row = np.arange(problem.queries)[:, None]
-    position = row + of_lead(problem.positions.offset, ())
-    if mask.left is not None:
-        allowed = allowed & (column >= position - mask.left)
-    if mask.right is not None:
-        allowed = allowed & (column <= position + mask.right)
-    if key_lengths is not None:
-        allowed = allowed & (column < key_lengths[:, None, None])
-    if query_lengths is not None:
-        allowed = allowed & (row < query_lengths[:, None, None])
     hidden = xp.asarray(np.where(allowed, 0.0, -np.inf), device=device(problem.query))
     return cast(xp, hidden, problem.dtype), keys
-
-
-def _of_heads(problem: Problem, numbers: int | np.ndarray) -> np.ndarray:
-    """One number for each head, in order."""
-    return np.broadcast_to(numbers, problem.batch).reshape(-1)
 
 
 def _flat(problem: Problem, array: Array) -> Array:
@@ -174,7 +142,7 @@ def _map(
 ) -> list[tuple[Array, ...]] | None:
     """What `work` makes of each pack of heads; None if not all of it is finite."""
     xp = problem.xp
-    size = max(1, PACKED // (problem.queries * problem.keys))
+    size = max(1, PACKED_SCORES // (problem.queries * problem.keys))
 
     def checked(heads: slice) -> tuple[Array, ...] | None:
         made = work(heads)

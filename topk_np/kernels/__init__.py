@@ -47,6 +47,11 @@ def engine(xp: Namespace) -> Any:
     return _module("portable")
 
 
+def is_portable(xp: Namespace) -> bool:
+    """Whether the arrays of `xp` are worked on by the readable definition."""
+    return engine(xp) is _module("portable")
+
+
 @cache
 def _module(name: str) -> Any:
     return import_module(f"topk_np.kernels.{name}")

@@ -7,6 +7,7 @@ else gathers. Selection is `topk_np.kernels.numpy_select`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,9 @@ from topk_np.kernels.numpy_select import used_slots
 from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 from topk_np.kernels.portable import threefry as threefry
+
+# Where the largest score of each row is between these, a softmax need not take it off first.
+LEAST_EXPONENT, MOST_EXPONENT = -40.0, 40.0
 
 
 def matmul(rows: Array, keys: Array, scratch: Array) -> Array:
@@ -60,13 +64,21 @@ def tanh(scores: Array) -> Array:
 
 def softmax(scores: Array) -> Array:
     """Row-wise softmax; a row without allowed scores is all 0."""
-    if scores.shape[1] == 0:
+    if scores.size == 0:
         return scores
+    ones = np.ones((scores.shape[1], 1), scores.dtype)
+    if scores.max() < MOST_EXPONENT:  # not with NaN
+        weights = np.exp(scores)
+        total = weights @ ones
+        if total.min() > math.exp(LEAST_EXPONENT):
+            weights /= total
+            return weights
+    # Too large or too small for exp: the largest of each row is taken off.
     largest = scores.max(axis=1, keepdims=True)
     largest[largest == -np.inf] = 0
     weights = scores - largest
     np.exp(weights, out=weights)
-    total = weights.sum(axis=1, keepdims=True)
+    total = weights @ ones
     total[total == 0] = 1
     weights /= total
     return weights
