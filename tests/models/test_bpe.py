@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from tests.models.tiny import END, KINDS, MERGES, TOKENS
 from topk_np.models.bpe import ByteBPE
 
 
-def tokenizer(split: str = "smollm", unknown: int | None = 0) -> ByteBPE:
+def tokenizer(**options: Any) -> ByteBPE:
     """The tiny tokenizer."""
-    return ByteBPE(TOKENS, MERGES, kinds=KINDS, split=split, unknown=unknown)
+    return ByteBPE(TOKENS, MERGES, kinds=KINDS, **{"split": "smollm", "unknown": 0} | options)
 
 
 def every_byte() -> ByteBPE:
@@ -69,6 +70,13 @@ def test_without_an_unknown_token_no_byte_is_dropped_in_silence() -> None:
     with pytest.raises(ValueError, match="text has bytes that the vocabulary lacks"):
         tokenizer(unknown=None).encode("aéa")
     assert spelled(tokenizer(unknown=None).encode("aa")) == ["a", "a"]
+
+
+def test_a_token_can_be_put_before_every_text() -> None:
+    assert spelled(tokenizer(first=0).encode("the")) == [END, "the"]
+    assert spelled(tokenizer(first=0).encode("")) == [END]
+    with pytest.raises(ValueError, match=r"first must be the id of one of \d+ tokens, got -1"):
+        tokenizer(first=-1)
 
 
 @given(ids=st.lists(st.integers(0, IDS + 1), max_size=9))

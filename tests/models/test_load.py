@@ -18,6 +18,7 @@ from tests.models.tiny import CONFIG, EXPECTED, TENSORS
 from topk_np.models import llama, load_model
 from topk_np.models.tensors import INDEX, Tensors
 from topk_np.models.tokenizer import pad
+from topk_np.training import flatten
 
 LAST = "model.layers.1.mlp.up_proj.weight"
 
@@ -120,6 +121,15 @@ def test_wrong_tensors_are_named(tmp_path: Path, change: dict[str, Any], message
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type must be 'default'"),
         ({"hidden_size": None}, "the config has no hidden_size"),
         ({"num_hidden_layers": 3}, "has no tensor model.layers.2"),
+        ({"num_key_value_heads": 3}, "the key heads must divide the 4 query heads, got 3"),
+        ({"tie_word_embeddings": False}, "the checkpoint has no tensor lm_head.weight"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type must be 'default'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be"),
+        ({"partial_rotary_factor": 0.25}, "partial_rotary_factor must be None or 1"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+            "rope_parameters must be the same in all layers",
+        ),
     ],
 )
 def test_a_config_with_parts_we_do_not_compute_is_refused(
@@ -131,8 +141,15 @@ def test_a_config_with_parts_we_do_not_compute_is_refused(
 
 def test_older_configs_have_the_rotary_base_beside_the_rest(tmp_path: Path) -> None:
     old = {name: value for name, value in CONFIG.items() if name != "rope_parameters"}
-    model = load_model(write(tmp_path, config=old | {"rope_theta": 5e5}))
-    assert model.config.rope_base == 5e5
+    for change, base in (
+        ({"rope_theta": 5e5}, 5e5),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "default"}}, 5e5),
+        ({"rope_theta": 5e5, "rope_parameters": {"rope_theta": 6e5}}, 6e5),
+        ({}, 1e4),
+    ):
+        model = load_model(write(tmp_path, config=old | change))
+        assert model.config.rope_base == base
 
 
 def test_ends_and_chat_template_are_read(tmp_path: Path) -> None:
@@ -199,6 +216,18 @@ def test_missing_files_and_wrong_options_are_named(tmp_path: Path) -> None:
         load_model(tmp_path, dtype="int8")
     with pytest.raises(ValueError, match="ffn_k must have an entry for each of 2 layers, got 3"):
         load_model(tmp_path, ffn_k=[1, 2, 3])
+
+
+def test_norms_of_the_first_bert_checkpoints_are_read(tmp_path: Path) -> None:
+    tensors = {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): np.array(own)
+        for name, own in Tensors(DATA / "bert").items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    shutil.copy(DATA / "bert" / "config.json", tmp_path)
+    old, new = flatten(load_model(tmp_path).params), flatten(load_model(DATA / "bert").params)
+    assert old.keys() == new.keys()
+    assert all(np.array_equal(old[path], new[path]) for path in new)
 
 
 def test_bert_without_its_prefix_and_head_is_read(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Transformers:
                 tie_word_embeddings=tied,
             )
         ).eval()
-        names = llama_names(["lm_head.weight"], "safetensors", depth=len(layers), tied=tied)
+        names = llama_names([], "safetensors", depth=len(layers), tied=tied)
         tensors = scatter(params, names)
         if config.rope_layout == "interleaved":
             for name, tensor in tensors.items():

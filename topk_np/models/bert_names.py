@@ -51,7 +51,16 @@ def bert_names(tensors: Collection[str], config: Mapping[str, Any], /) -> list[N
         names.append(Name("head.bias", "cls.predictions.bias", "T"))
         if not config.get("tie_word_embeddings", True):
             names.append(Name("head.weight", "cls.predictions.decoder.weight", "T D"))
-    return names
+    return [name._replace(tensor=_as_stored(name.tensor, tensors)) for name in names]
+
+
+def _as_stored(tensor: str, tensors: Collection[str]) -> str:
+    """The name of a tensor; the first checkpoints call those of norms gamma and beta."""
+    for new, old in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+        former = tensor.replace(new, old)
+        if tensor not in tensors and former in tensors:
+            return former
+    return tensor
 
 
 def bert_config(config: Mapping[str, Any], /) -> BertConfig:

@@ -26,11 +26,14 @@ class ByteBPE:
         How text is cut before merging: GPT-2's rule, and for "smollm" every digit on its own.
     unknown : int, optional
         The id that stands for bytes the vocabulary lacks; by default such text is an error.
+    first : int, optional
+        The id of a token to put before every text.
 
     Raises
     ------
     ValueError
-        If `split` is another rule, or a merge names a token that the vocabulary lacks.
+        If `split` is another rule, a merge names a token that the vocabulary lacks, or `unknown` or
+        `first` is no id.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class ByteBPE:
         kinds: Sequence[int] | None = None,
         split: str = "default",
         unknown: int | None = None,
+        first: int | None = None,
     ) -> None:
         import tokenizers
         from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -59,10 +63,9 @@ class ByteBPE:
         for left, right in merges:
             if not {left, right, left + right} <= ids.keys():
                 raise ValueError(f"merge {left!r} + {right!r} is not among the tokens")
-        if unknown is not None and not 0 <= unknown < len(tokens):
-            raise ValueError(
-                f"unknown must be the id of one of {len(tokens)} tokens, got {unknown}"
-            )
+        for name, own in (("unknown", unknown), ("first", first)):
+            if own is not None and not 0 <= own < len(tokens):
+                raise ValueError(f"{name} must be the id of one of {len(tokens)} tokens, got {own}")
         unk_token = None if unknown is None else tokens[unknown]
         model = models.BPE(vocab=ids, merges=list(merges), unk_token=unk_token)
         tokenizer = tokenizers.Tokenizer(model)
@@ -76,6 +79,7 @@ class ByteBPE:
             ]
         )
         self._tokenizer = tokenizer
+        self._first = [] if first is None else [first]
         self._byte_of = _gpt2_alphabet()
         self._lossless = unknown is not None or ids.keys() >= self._byte_of.keys()
         self._markers = {i for i, kind in enumerate(kinds or ()) if kind == CONTROL}
@@ -92,7 +96,7 @@ class ByteBPE:
         ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         if not self._lossless and self._tokenizer.decode(ids.tolist(), False) != text:
             raise ValueError("text has bytes that the vocabulary lacks")
-        return ids
+        return np.asarray([*self._first, *ids], np.int32) if self._first else ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the token ids, markers left out."""

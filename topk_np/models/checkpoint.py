@@ -11,6 +11,7 @@ import numpy as np
 from topk_np._namespace import Array
 from topk_np.models.gguf_fields import (
     config_from_fields,
+    depth_from_fields,
     sizes_from_fields,
     stops_from_fields,
     template_from_fields,
@@ -80,7 +81,7 @@ def read_gguf(
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is not a readable GGUF file: {error}") from error
     config = config_from_fields(fields)
-    names = llama_names(tensors, "gguf")
+    names = llama_names(tensors, "gguf", depth=depth_from_fields(fields, len(tensors)))
     embedding = tensors.get(names[0].tensor)
     width = 1 if embedding is None else embedding.shape[-1]  # that there is none, gather says
     sizes = sizes_from_fields(fields, config, width)

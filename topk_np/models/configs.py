@@ -41,6 +41,12 @@ def check(name: str, got: object, *allowed: object) -> None:
         raise ValueError(f"{name} must be {wanted} for this reader, got {got!r}")
 
 
+def check_groups(heads: int, groups: int) -> None:
+    """Check that query heads can share the key heads."""
+    if heads % groups:
+        raise ValueError(f"the key heads must divide the {heads} query heads, got {groups}")
+
+
 ACTIVATION_NAMES = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",

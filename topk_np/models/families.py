@@ -29,6 +29,7 @@ class Family:
 
 def _llama_names(tensors: Collection[str], fields: Fields) -> list[Name]:
     depth, tied = number(fields, "num_hidden_layers"), fields.get("tie_word_embeddings", False)
+    depth = min(depth, len(tensors))  # of layers that are missing the first will be named
     return llama_names.llama_names(tensors, "safetensors", depth=depth, tied=tied)
 
 

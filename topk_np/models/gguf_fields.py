@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from topk_np.models.bpe import ByteBPE
-from topk_np.models.configs import check
+from topk_np.models.configs import check, check_groups
 from topk_np.models.llama import LlamaConfig
 
 ENDS = ("<|endoftext|>", "<|im_end|>")  # end a text or a turn, whether or not a file says so
+
+# What stretches rotary positions, and what it is where nothing does; a factor needs no type.
+_PLAIN_ROPE = (
+    ("llama.rope.scaling.type", "none"),
+    ("llama.rope.scaling.factor", 1.0, 0.0),
+    ("llama.rope.scale_linear", 1.0, 0.0),
+)
 
 Fields = Mapping[str, Any]
 _REQUIRED = object()
@@ -19,12 +26,14 @@ _REQUIRED = object()
 def config_from_fields(fields: Fields) -> LlamaConfig:
     """What the weights do not say themselves."""
     check("general.architecture", fields.get("general.architecture"), "llama")
-    scaling = "llama.rope.scaling.type"
-    check(scaling, fields.get(scaling, "none"), "none")
+    for name, default, *others in _PLAIN_ROPE:
+        check(name, fields.get(name, default), default, *others)
     heads = _count(fields, "llama.attention.head_count")
+    groups = _count(fields, "llama.attention.head_count_kv", heads)
+    check_groups(heads, groups)
     return LlamaConfig(
         heads=heads,
-        groups=_count(fields, "llama.attention.head_count_kv", heads),
+        groups=groups,
         norm_eps=_positive(fields, "llama.attention.layer_norm_rms_epsilon"),
         rope_base=_positive(fields, "llama.rope.freq_base", 10_000.0),
         rope_layout="interleaved",
@@ -36,10 +45,18 @@ def sizes_from_fields(fields: Fields, config: LlamaConfig, width: int) -> dict[s
     """What the letters of the shapes in `llama_names` stand for; `width` is the embedding's."""
     width = _count(fields, "llama.embedding_length", width)
     head = _count(fields, "llama.attention.key_length", max(1, width // config.heads))
+    turned = _count(fields, "llama.rope.dimension_count", head)
+    check("llama.rope.dimension_count", turned, head)
     sizes = {"D": width, "Q": config.heads * head, "K": config.groups * head}
     if "llama.feed_forward_length" in fields:
         sizes["F"] = _count(fields, "llama.feed_forward_length")
     return sizes
+
+
+def depth_from_fields(fields: Fields, most: int) -> int | None:
+    """How many layers there are, if the file says so, and at most so many."""
+    name = "llama.block_count"
+    return min(most, _count(fields, name)) if name in fields else None
 
 
 def tokenizer_from_fields(fields: Fields) -> ByteBPE:
@@ -55,7 +72,15 @@ def tokenizer_from_fields(fields: Fields) -> ByteBPE:
         kinds=_items(fields, "tokenizer.ggml.token_type", int),
         split=_field(fields, "tokenizer.ggml.pre", str, "default"),
         unknown=_field(fields, "tokenizer.ggml.unknown_token_id", int, None),
+        first=_first(fields),
     )
+
+
+def _first(fields: Fields) -> int | None:
+    """The token that the file wants before every text."""
+    if fields.get("tokenizer.ggml.add_bos_token", False) is not True:
+        return None
+    return int(_field(fields, "tokenizer.ggml.bos_token_id", int))
 
 
 def stops_from_fields(fields: Fields) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from topk_np.models.configs import check, need, number
+from topk_np._namespace import check_number
+from topk_np.models.configs import check, check_groups, need, number
 from topk_np.models.llama import LlamaConfig
 from topk_np.models.names import Name, depth_of
 
@@ -31,8 +32,8 @@ def llama_names(
     """
     Where each parameter comes from.
 
-    By default there are as many layers as the tensors show, and a model without an output layer of
-    its own is tied.
+    By default there are as many layers as the tensors show. A GGUF file without an output layer is
+    of a tied model; a model in safetensors says whether it is.
     """
     column = 0 if style == "safetensors" else 1
     prefix = ""
@@ -50,7 +51,7 @@ def llama_names(
             tensor = f"{layers}.{i}.{row[column]}.weight"
             names.append(Name(f"layers.{i}.{path}", tensor, row[2], row[3]))
     names.append(Name("norm", f"{norm}.weight", "D"))
-    if f"{head}.weight" in tensors and not tied:
+    if not tied and (style == "safetensors" or f"{head}.weight" in tensors):
         names.append(Name("head", f"{head}.weight", "T D"))
     return names
 
@@ -64,21 +65,39 @@ def llama_config(config: Mapping[str, Any], /) -> LlamaConfig:
     ValueError
         If something is missing, or the model has a part that is not computed here.
     """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     check("model_type", config.get("model_type"), "llama")
     check("hidden_act", config.get("hidden_act", "silu"), "silu")
     check("attention_bias", config.get("attention_bias", False), False)
     check("mlp_bias", config.get("mlp_bias", False), False)
-    check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-    heads = number(config, "num_attention_heads")
+    heads, groups = number(config, "num_attention_heads"), _groups(config)
+    check_groups(heads, groups)
     return LlamaConfig(
         heads=heads,
-        groups=config.get("num_key_value_heads") or heads,
+        groups=groups,
         norm_eps=need(config, "rms_norm_eps"),
-        rope_base=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        rope_base=_rope_base(config),
         rope_layout="half",
         context=number(config, "max_position_embeddings"),
     )
+
+
+def _groups(config: Mapping[str, Any]) -> int:
+    given = config.get("num_key_value_heads")
+    return number(config, "num_attention_heads" if given is None else "num_key_value_heads")
+
+
+def _rope_base(config: Mapping[str, Any]) -> float:
+    """The base of the rotary positions, which newer configs have among ``rope_parameters``."""
+    base = config.get("rope_theta")
+    check("partial_rotary_factor", config.get("partial_rotary_factor", 1), None, 1)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = config.get(name) or {}
+        if any(isinstance(value, Mapping) for value in rope.values()):
+            raise ValueError(f"{name} must be the same in all layers for this reader, got {rope}")
+        check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+        check("partial_rotary_factor", rope.get("partial_rotary_factor", 1), None, 1)
+        base = rope.get("rope_theta", base)
+    return check_number("rope_theta", 10_000.0 if base is None else base)
 
 
 def llama_sizes(config: Mapping[str, Any], /) -> dict[str, int]:
@@ -90,7 +109,7 @@ def llama_sizes(config: Mapping[str, Any], /) -> dict[str, int]:
         "D": width,
         "F": number(config, "intermediate_size"),
         "Q": heads * head,
-        "K": (config.get("num_key_value_heads") or heads) * head,
+        "K": _groups(config) * head,
     }
 
 

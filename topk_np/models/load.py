@@ -50,7 +50,8 @@ def load_model(
         How units are ranked: see `topk_np.topk_ffn`.
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         Of the weights, and so of what is computed with them. None keeps them as they are stored;
-        half precision is then stored, and computed in float32, by each layer.
+        half precision is then stored, and computed in float32, by each layer. Those of GGUF files
+        are dequantised to float32 in any case, and then cast.
 
     Returns
     -------
