@@ -15,6 +15,7 @@ EXPERIMENTS: dict[str, str] = {
     "passkey": "whether it finds a pass key that is hidden in a text",
     "retrieval": "whether MiniLM finds the first half of a review from its second half",
     "repair": "how much of what top-k costs SmolLM2 a few dozen steps of training repair",
+    "relu": "how few feed-forward units a ReLU transformer trained from scratch needs",
 }
 """What each module of this package measures, in a line."""
 
