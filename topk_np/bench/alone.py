@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from topk_np.bench.cases import Case, make_inputs
 from topk_np.bench.peers import PEERS, Peer
@@ -34,7 +34,13 @@ class Alone(NamedTuple):
 def run_alone(peer: Peer, case: Case, mode: str, limit: float) -> Alone | str:
     """Run in a new process; a sentence if that fails or takes more than `limit` seconds."""
     job = json.dumps({"peer": peer.name, "case": asdict(case), "mode": mode})
-    command = [sys.executable, "-m", "topk_np.bench.alone", job]
+    taken = run_process("topk_np.bench.alone", job, limit)
+    return taken if isinstance(taken, str) else Alone(**taken)
+
+
+def run_process(module: str, job: str, limit: float) -> dict[str, Any] | str:
+    """What ``python -m module job`` prints as JSON; a sentence if it fails or takes too long."""
+    command = [sys.executable, "-m", module, job]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit + START)
     except subprocess.TimeoutExpired:
@@ -42,7 +48,8 @@ def run_alone(peer: Peer, case: Case, mode: str, limit: float) -> Alone | str:
     if done.returncode:
         words = done.stderr.strip().splitlines()
         return f"failed: {words[-1] if words else f'exit code {done.returncode}'}"
-    return Alone(**json.loads(done.stdout))
+    taken: dict[str, Any] = json.loads(done.stdout)
+    return taken
 
 
 def main(job: str, /) -> None:

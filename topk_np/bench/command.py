@@ -10,6 +10,7 @@ from topk_np.bench.cases import (
     ATTENTION,
     FFN,
     FFN_CASES,
+    LENGTHS,
     MODES,
     BenchError,
     Case,
@@ -21,16 +22,17 @@ if TYPE_CHECKING:
     from topk_np.bench.machine import Machine
     from topk_np.bench.sweep import Limits, Row
 
-FIGURES, MODEL = "figures", "model"
+FIGURES, MODEL, LAYERS = "figures", "model", "layers"
+TIME_LIMIT, TIME_LIMIT_LAYERS = 60, 7200
 
 
 def run(
     *,
     what: str,
-    lengths: Sequence[int],
+    lengths: Sequence[int] | None,
     repeats: int,
     peers: Sequence[str] | None,
-    time_limit: int,
+    time_limit: int | None,
     memory_limit: int | None,
     out: Path,
     plots: Path | None,
@@ -41,15 +43,15 @@ def run(
     Parameters
     ----------
     what : str
-        "attention", "ffn", "figures", "all" of these, or "model".
-    lengths : sequence of int
-        Of attention.
+        "attention", "ffn", "figures", "all" of these, "model", or "layers".
+    lengths : sequence of int, optional
+        Of attention, or of the sequence that goes through layers.
     repeats : int
         Rounds that are timed; slow ones are fewer.
     peers : sequence of str, optional
         Names of `PEERS`, by default all; topk_np is always among them.
-    time_limit : int
-        Seconds that one run of a peer may take.
+    time_limit : int, optional
+        Seconds that one run of a peer may take, by default 60; of "layers" 7,200.
     memory_limit : int, optional
         MiB that one run of a peer may take, by default half of the machine's memory.
     out : Path
@@ -72,13 +74,18 @@ def run(
     from topk_np.bench.sweep import Limits
 
     most = machine.total_memory() // 2 if memory_limit is None else memory_limit * 2**20
-    limits = Limits(time_limit, most)
+    usual = TIME_LIMIT_LAYERS if what == LAYERS else TIME_LIMIT
+    limits = Limits(usual if time_limit is None else time_limit, most)
     described = machine.describe_machine()
     print(report.heading(described))
     if what == MODEL:
         _model(repeats, out, described)
+    if what == LAYERS:
+        _layers(lengths, limits, out, plots, described)
     if what in (ATTENTION, "all"):
-        cases = [case for causal in (False, True) for case in attention_cases(lengths, causal)]
+        cases = [
+            case for causal in (False, True) for case in attention_cases(lengths or LENGTHS, causal)
+        ]
         rows = _sweep(ATTENTION, cases, chosen, limits, repeats, out, described)
         _plot(plots, rows, described)
     if what in (FFN, "all"):
@@ -177,3 +184,29 @@ def _model(repeats: int, out: Path, machine: Machine) -> None:
         raise BenchError(str(error)) from error
     print(model.table(findings))
     print(f"Data: {path}")
+
+
+def _layers(
+    lengths: Sequence[int] | None, limits: Limits, out: Path, plots: Path, machine: Machine
+) -> None:
+    """Go on with the runs that are missing in the file; each is saved as soon as it is there."""
+    from tqdm import tqdm
+
+    from topk_np.bench import layers, layers_plot, layers_report
+
+    path, picture = out / f"{LAYERS}.json", plots / "bench_layers.png"
+    runs, notes = layers_report.load_runs(path, machine), []
+    with tqdm(desc=LAYERS, leave=False) as bar:
+        wanted = layers.LENGTHS if lengths is None else lengths
+        for found in layers.sweep(wanted, runs, limits, bar.set_postfix_str):
+            if isinstance(found, str):
+                notes.append(found)
+            else:
+                runs.append(found)
+                layers_report.save_runs(path, machine, runs)
+            bar.update()
+    if runs:
+        print(layers_report.table(runs))
+        layers_plot.save_plot(picture, runs, machine)
+        print(f"Plot: {picture}")
+    print("".join(f"{note}\n" for note in notes) + f"Data: {path}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,18 @@ COLOURS = {
     GATHER: "#56b4e9",
     GEMM: QUIET,
 }
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
 MEBI = 2**20
 LEAST_MEMORY = 1.0  # MiB; what is measured below it is chance
 LINE = 0.055  # height of a label, as a share of the axes
@@ -67,21 +79,9 @@ def _save(path: Path, rows: Sequence[Row], machine: Machine) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {
-        "font.size": 11,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": PALE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "axes.titlepad": 12,
-        "xtick.color": QUIET,
-        "ytick.color": QUIET,
-    }
     case, mode = rows[0].case, rows[0].mode
     causal = "Causal attention" if case.causal else "Attention, not causal"
-    with rc_context(style):
+    with rc_context(STYLE):
         figure = Figure(figsize=(12.5, 5.6))
         figure.subplots_adjust(left=0.065, right=0.875, bottom=0.165, top=0.82, wspace=0.52)
         figure.text(
@@ -92,13 +92,15 @@ def _save(path: Path, rows: Sequence[Row], machine: Machine) -> None:
             weight="bold",
             size=14,
         )
-        figure.text(0.012, 0.02, _machine_line(machine), color=QUIET, size=9)
+        figure.text(
+            0.012, 0.02, f"{machine_line(machine)} Medians; peers take turns.", color=QUIET, size=9
+        )
         time, memory = figure.subplots(1, 2)
         seconds = [row.median for row in rows]
-        _panel(time, _points(rows, seconds), "Time, log scale", _time_name, 10)
+        panel(time, _points(rows, seconds), "Time, log scale", _time_name, 10)
         heights = [max(row.memory / MEBI, LEAST_MEMORY) for row in rows]
         title = "Peak memory beyond the inputs, log scale"
-        _panel(memory, _points(rows, heights), title, _memory_name, 4)
+        panel(memory, _points(rows, heights), title, memory_name, 4)
         figure.savefig(path, dpi=160)
 
 
@@ -109,20 +111,28 @@ def _points(rows: Sequence[Row], heights: Sequence[float]) -> Points:
     return {name: points[name] for name in PEERS if name in points}
 
 
-def _panel(
-    axes: Any, points: Points, title: str, name_of: Callable[[float], str], step: int
+def panel(
+    axes: Any,
+    points: Points,
+    title: str,
+    name_of: Callable[[float], str],
+    step: int,
+    *,
+    colours: Mapping[str, str] = COLOURS,
+    thick: str = OURS,
+    across: str = "length: queries and keys of a head",
 ) -> None:
-    """One line for each peer; a tick of the height at each power of `step`."""
+    """One line for each name, one of them thick; a tick of the height at each power of `step`."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_title(title)
     for name, line in points.items():
         lengths, heights = zip(*line, strict=True)
-        ours = name == OURS
+        ours = name == thick
         axes.plot(
             lengths,
             heights,
-            color=COLOURS[name],
+            color=colours[name],
             linewidth=3 if ours else 1.6,
             linestyle="--" if name == GEMM else "-",
             marker="o",
@@ -133,16 +143,18 @@ def _panel(
     axes.set_yscale("log")
     ticks = sorted({length for line in points.values() for length, _ in line})
     axes.set_xticks(ticks, [_length_name(length) for length in ticks])
-    axes.set_xlabel("length: queries and keys of a head")
+    axes.set_xlabel(across)
     axes.yaxis.set_major_locator(LogLocator(step))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda height, _: name_of(height)))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=PALE, linewidth=0.7)
     axes.margins(x=0.04, y=0.08)
-    _label(axes, {name: line[-1] for name, line in points.items()})
+    _label(axes, {name: line[-1] for name, line in points.items()}, colours, thick)
 
 
-def _label(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
+def _label(
+    axes: Any, ends: dict[str, tuple[float, float]], colours: Mapping[str, str], thick: str
+) -> None:
     """Name each line in the right margin, level with its end where there is room."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
     left, right = (math.log(limit) for limit in axes.get_xlim())
@@ -161,11 +173,11 @@ def _label(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
-            color=COLOURS[name],
-            weight="bold" if name == OURS else "normal",
+            color=colours[name],
+            weight="bold" if name == thick else "normal",
             arrowprops={
                 "arrowstyle": "-",
-                "color": COLOURS[name],
+                "color": colours[name],
                 "alpha": 0.5,
                 "relpos": (0, 0.5),
             },
@@ -206,13 +218,15 @@ def _time_name(seconds: float) -> str:
     return f"{seconds * 1e6:g} µs"
 
 
-def _memory_name(mebi: float) -> str:
+def memory_name(mebi: float) -> str:
+    """MiB in few characters."""
     return f"{mebi / 1024:.3g} GiB" if mebi >= 1024 else f"{mebi:g} MiB"
 
 
-def _machine_line(machine: Machine) -> str:
+def machine_line(machine: Machine) -> str:
+    """What it was measured on, and when."""
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
     return (
         f"{machine['cpu']}, {machine['cores']} cores. Python {machine['python']}, NumPy "
-        f"{machine['numpy']}{torch}. {machine['date']}. Medians; peers take turns."
+        f"{machine['numpy']}{torch}. {machine['date']}."
     )

@@ -18,26 +18,26 @@ def add(commands: Commands) -> None:
     )
     bench.add_argument(
         "--what",
-        choices=("attention", "ffn", "figures", "all", "model"),
+        choices=("attention", "ffn", "figures", "all", "model", "layers"),
         default="all",
         help="attention by length, feed-forward layers, the figures to reach, or all of these "
-        "(all); or SmolLM2, which is downloaded once, against transformers",
+        "(all); or SmolLM2, which is downloaded once, against transformers; or the memory of 12 "
+        "layers, of which later runs of the command make what is missing",
     )
     bench.add_argument(
         "--lengths",
         type=at_least(1),
         nargs="+",
-        default=[2**i for i in range(9, 17)],
         metavar="L",
-        help="queries and keys of attention (512 and its doubles up to 65536)",
+        help="queries and keys of attention (512 and its doubles up to 65536; of layers to 8192)",
     )
     bench.add_argument("--repeats", type=at_least(1), default=5, help="rounds to be timed (5)")
     bench.add_argument("--peers", nargs="+", metavar="PEER", help="some of the peers, by name")
-    for name, default, text in (
-        ("--time-limit", 60, "seconds that one run of a peer may take (60)"),
-        ("--memory-limit", None, "MiB that it may take (half of the machine's)"),
+    for name, text in (
+        ("--time-limit", "seconds that one run of a peer may take (60; of layers 7200)"),
+        ("--memory-limit", "MiB that it may take (half of the machine's)"),
     ):
-        bench.add_argument(name, type=at_least(1), default=default, help=text)
+        bench.add_argument(name, type=at_least(1), help=text)
     for name, folder, text in (
         ("--out", Path("topk_np_bench"), "where the JSON files go (topk_np_bench)"),
         ("--plots", None, "where the plots go (where the JSON files go)"),
