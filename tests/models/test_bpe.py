@@ -17,7 +17,8 @@ from topk_np.models.bpe import ByteBPE
 
 def tokenizer(**options: Any) -> ByteBPE:
     """The tiny tokenizer."""
-    return ByteBPE(TOKENS, MERGES, kinds=KINDS, **{"split": "smollm", "unknown": 0} | options)
+    options = {"kinds": KINDS, "split": "smollm", "unknown": 0, **options}
+    return ByteBPE(TOKENS, MERGES, **options)
 
 
 def every_byte() -> ByteBPE:

@@ -29,7 +29,7 @@ from topk_np.layers.rope import Rotation
 from topk_np.models.model import Params
 from topk_np.models.one_row import one_row_ffn
 
-CHUNK = 128  # positions at a time in attention and dense feed-forward layers, shared by threads
+CHUNK = 256  # positions at a time in attention and dense feed-forward layers, shared by threads
 
 Attention = Callable[[Array, Array, Array], Array]
 """(query, key, value) of grouped heads -> out."""
