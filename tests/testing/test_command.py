@@ -14,6 +14,8 @@ import topk_np
 from topk_np.cli import main
 
 MODULE = """
+import sys
+
 import numpy as np
 
 
@@ -32,13 +34,19 @@ def needs_more(query, key, value, secret):
     return attention(query, key, value)
 
 
+def exits(query, key, value):
+    sys.exit(0)
+
+
 number = 3
 """
+SCRIPT = "import sys; sys.exit(0)"
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "mine_to_check.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "script_to_check.py").write_text(SCRIPT, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "mine_to_check", raising=False)
@@ -100,6 +108,8 @@ def test_the_backward_pass_beside_a_function_is_found(capsys: pytest.CaptureFixt
         ("{}:absent", [], "has no function absent"),
         ("{}:number", [], "has no function number"),
         ("{}:needs_more", [], "raised TypeError"),
+        ("{}:exits", [], "raised SystemExit: 0"),
+        ("script_to_check:f", [], "cannot import script_to_check: SystemExit: 0"),
         ("{}:attention", ["--options", "colour"], "options must be among k, mask"),
         ("{}:attention", ["--only", "beauty"], "only must be among values"),
     ],

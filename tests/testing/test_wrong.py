@@ -18,6 +18,7 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str, list[str]]] = [
     (wrong.softmax_before_masking, {}, "mask", ["values", "masked_rows"]),
     (wrong.masked_nan_leaks, {}, "masked_nan", ["mask"]),
     (wrong.uniform_on_masked_rows, {}, "masked_rows", ["mask", "masked_nan"]),
+    (wrong.nan_ranks_last, {}, "poisoned", ["values", "ties"]),
     (wrong.mass_one_too_few, {}, "mass", ["values"]),
     (
         wrong.mask_function_of_rows,

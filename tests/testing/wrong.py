@@ -58,6 +58,14 @@ def uniform_on_masked_rows(query: Array, key: Array, value: Array, mask: Any = T
     return np.asarray(terms.sum(axis=-2))
 
 
+def nan_ranks_last(query: Array, key: Array, value: Array, *, k: int) -> Array:
+    scores = products(query, key)
+    order = np.argsort(-scores, axis=-1, kind="stable")[..., :k]  # which puts NaN behind all
+    kept = np.zeros(scores.shape, bool)
+    np.put_along_axis(kept, order, True, axis=-1)
+    return np.asarray(softmax(np.where(kept, scores, -np.inf)) @ value)
+
+
 def mass_one_too_few(query: Array, key: Array, value: Array, p: float | None = None) -> Array:
     scores = products(query, key)
     if p is None:

@@ -69,7 +69,7 @@ def _find(target: str) -> tuple[Any, dict[str, Any]]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that exits as it is read
         raise CannotCheck(f"cannot import {path}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):

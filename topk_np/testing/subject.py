@@ -48,7 +48,7 @@ def calling() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # who exits has not passed
             text = " ".join(str(error).split())
             raise Raised(f"raised {type(error).__name__}: {text}") from error
 

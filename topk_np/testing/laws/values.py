@@ -69,6 +69,12 @@ def poisoned(subject: Attention, problem: AttentionProblem) -> None:
         others[..., 0] = False
         tolerance = replace(problem, key=key).tolerance("out")
         near("the output of other queries", out, clean.out, tolerance, others[..., None])
+        # Of a key all queries have such a score. They are above 0: a score of -inf is masked.
+        query, key = np.abs(problem.query) + 1, problem.key.copy()
+        key[..., -1, :] = poison
+        out = subject.out_of(replace(problem, query=query, key=key))
+        nowhere = np.full(problem.dout.shape, np.nan)
+        near(f"beside a key of {poison} the output", out, nowhere, 0.0)
 
 
 def lse(subject: Attention, problem: AttentionProblem) -> None:
