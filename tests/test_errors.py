@@ -313,6 +313,15 @@ def test_after_return_lse_the_gradient_is_a_pair(
     assert shows in str(caught.value)
 
 
+@pytest.mark.parametrize(("lengths", "shown"), [([-1, 3], "got -1"), ([1, 9], "got 9")])
+def test_of_the_lengths_of_several_heads_the_wrong_one_is_shown(
+    lengths: list[int], shown: str
+) -> None:
+    x = ones(2, 5, 4)
+    with pytest.raises(ValueError, match=f"key_lengths must be from 0 to 5, {shown}"):
+        topk_np.topk_attention(x, x, x, k=1, key_lengths=np.asarray(lengths))
+
+
 @pytest.mark.parametrize("name", [*ATTENTION, *FFN])
 @pytest.mark.parametrize("other", [*ATTENTION, *FFN, "nothing"])
 def test_residuals_of_another_function_are_refused(name: str, other: str) -> None:

@@ -1,0 +1,103 @@
+"""Plans are what they were: the last bits of a result follow from how the work is cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from topk_np.chunking import Chunks, Sizes, plan_chunks
+
+MIB = 2**20
+LONG: dict[str, Any] = {
+    "heads": 4,
+    "queries": 4096,
+    "keys": 4096,
+    "width": 128,
+    "slots": 64,
+    "itemsize": 4,
+}
+SHORT = {**LONG, "heads": 512, "queries": 16, "keys": 32, "width": 32, "slots": 8}
+OPTIONS = {"score_matrices": 3, "slot_matrices": 15, "held_matrices": 1, "masked": True}
+
+PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
+    "long": (LONG, 64 * MIB, Chunks(256, 4096, 2048, 1, 7544832)),
+    "long-keys": (
+        {**LONG, "heads": 1, "queries": 2048, "keys": 2**16},
+        64 * MIB,
+        Chunks(256, 4096, 256, 1, 7544832),
+    ),
+    "many-keys-one-slot": (
+        {**LONG, "keys": 10**6, "slots": 1},
+        64 * MIB,
+        Chunks(256, 4096, 2048, 1, 5735424),
+    ),
+    "few-keys-many-slots": (
+        {**LONG, "keys": 3000, "slots": 2000},
+        64 * MIB,
+        Chunks(32, 3000, 121, 1, 8286976),
+    ),
+    "wide": (
+        {**LONG, "queries": 300, "width": 4096, "slots": 512},
+        64 * MIB,
+        Chunks(38, 4096, 149, 1, 7856128),
+    ),
+    "one-query": (
+        {**LONG, "heads": 32, "queries": 1, "keys": 10**6},
+        64 * MIB,
+        Chunks(1, 10**6, 1, 1, 5273328),
+    ),
+    "little-memory": (LONG, 2 * MIB, Chunks(8, 1024, 13, 1, 242944)),
+    "options": ({**LONG, **OPTIONS, "itemsize": 8}, 16 * MIB, Chunks(32, 1024, 139, 1, 1934592)),
+    "half-precision": (
+        {**LONG, "keys": 30000, "narrow": True, "copied": True},
+        16 * MIB,
+        Chunks(64, 1024, 702, 1, 2059264),
+    ),
+    "whole-rows": (
+        {**LONG, "keys": 30000, "score_matrices": 5, "whole_rows": True},
+        64 * MIB,
+        Chunks(8, 30000, 2048, 1, 5286624),
+    ),
+    "short": (SHORT, 64 * MIB, Chunks(16, 32, 16, 32, 1101824)),
+    "short-and-few": ({**SHORT, "heads": 6}, 64 * MIB, Chunks(16, 32, 16, 6, 206592)),
+    "short-and-worth-threads": (
+        {**SHORT, "heads": 100, "queries": 64, "keys": 64},
+        64 * MIB,
+        Chunks(64, 64, 64, 8, 1056768),
+    ),
+    "short-and-little-memory": (SHORT, MIB, Chunks(16, 32, 16, 3, 103296)),
+    "device": ({**LONG, "on_device": True}, 64 * MIB, Chunks(2048, 4096, 4096, 1, 58523648)),
+    "device-long": (
+        {**LONG, "heads": 1, "queries": 2**17, "keys": 2**17, "on_device": True},
+        64 * MIB,
+        Chunks(1024, 8192, 16384, 1, 63176704),
+    ),
+    "device-short": ({**SHORT, "on_device": True}, 64 * MIB, Chunks(16, 32, 16, 512, 13697024)),
+    "device-little-memory": (
+        {**LONG, "on_device": True},
+        2 * MIB,
+        Chunks(128, 1024, 421, 1, 1878784),
+    ),
+    "nothing": (
+        {**LONG, "heads": 0, "queries": 0, "keys": 0, "slots": 0},
+        64 * MIB,
+        Chunks(1, 1, 1, 1, 549),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_changes_on_purpose_or_not_at_all(name: str) -> None:
+    shapes, budget, chunks = PLANS[name]
+    assert plan_chunks(Sizes(**shapes), memory_budget=budget) == chunks
+
+
+def test_a_given_chunk_size_is_that_of_both_passes() -> None:
+    assert plan_chunks(Sizes(**LONG), chunk_size=100) == Chunks(100, 4096, 100, 1, 3106944)
+
+
+def test_the_budget_is_64_mib_unless_told_otherwise() -> None:
+    for shapes in (LONG, {**LONG, "keys": 30000, "width": 2048}, {**LONG, "on_device": True}):
+        sizes = Sizes(**shapes)
+        assert plan_chunks(sizes) == plan_chunks(sizes, memory_budget=64 * MIB)
