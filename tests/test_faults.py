@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import topk_np
@@ -71,7 +73,7 @@ def test_an_error_anywhere_comes_through_and_leaves_all_as_it_was(
     function, expected = getattr(owner, attribute), both_ways()
     with two_blas_threads():
         raised = 0
-        for number in range(0, 40, 3):
+        for number in range(1, 40, 8):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, attribute, failing_at(number, function, error))
                 try:
@@ -102,10 +104,46 @@ class Refusing(Executor):
 def test_an_executor_that_fails_is_an_error(takes: int) -> None:
     executor = Refusing(takes)
     with two_blas_threads():
-        with pytest.raises(RuntimeError, match="cannot schedule new futures"):
+        message = "workers must be an executor .* got Refusing: cannot schedule new futures"
+        with pytest.raises(RuntimeError, match=message):
             both_ways(executor)
         assert blas_threads() == {2}
     executor.pool.shutdown()
+
+
+def test_an_executor_that_was_shut_down_is_named() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        assert_identical(both_ways(pool), both_ways())
+    with (
+        two_blas_threads(),
+        pytest.raises(
+            RuntimeError, match=r"workers must be .* got ThreadPoolExecutor: .* shutdown"
+        ),
+    ):
+        both_ways(pool)
+
+
+def test_an_executor_whose_threads_cannot_start_is_named() -> None:
+    def fails() -> None:
+        raise OSError("no more threads")
+
+    with ThreadPoolExecutor(1, initializer=fails) as pool:
+        broken = pool.submit(int)
+        assert isinstance(broken.exception(timeout=60), RuntimeError)
+        with pytest.raises(RuntimeError, match=r"workers must be .* got ThreadPoolExecutor: "):
+            both_ways(pool)
+
+
+class Losing(ThreadPoolExecutor):
+    """An executor that takes all work and does none."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future()
+
+
+def test_an_executor_that_never_starts_holds_nothing_up() -> None:
+    with Losing(2) as pool:
+        assert_identical(both_ways(pool), both_ways())
 
 
 def test_errors_about_arguments_leave_blas_alone() -> None:
@@ -184,15 +222,30 @@ def test_processes_give_the_same_bits(method: str) -> None:
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_nothing_is_left_of_10_000_calls() -> None:
-    x = np.ones((1, 1), np.float32)
+def test_memory_stays_flat_over_many_calls() -> None:
+    """10,000 calls, and a hundredth of them with threads: by default a twentieth of that."""
+    number = 10_000 if settings().max_examples >= 1000 else 500
+    x = np.ones((2, 1), np.float32)
 
-    def blocks_after(number: int) -> int:
-        for _ in range(number):
-            topk_np.topk_attention(x, x, x, k=1, workers=1)
+    def once(workers: int) -> None:
+        out, residuals = topk_np.topk_attention_fwd(x, x, x, k=1, workers=workers)
+        topk_np.topk_attention_bwd(residuals, out)
+        topk_np.dense_ffn(x, x, x, workers=workers)
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            topk_np.topk_attention(x, x, x, k=0)
+
+    def left_after(number: int) -> tuple[int, int]:
+        for i in range(number):
+            once(1 if i % 100 else 3)
         gc.collect()
-        return sys.getallocatedblocks()
+        return sys.getallocatedblocks(), tracemalloc.get_traced_memory()[0]
 
-    blocks_after(100)  # what is kept for all calls
-    before = blocks_after(10)
-    assert blocks_after(9_890) - before < 1_000  # of Python's memory: a tenth of one a call
+    tracemalloc.start()
+    try:
+        left_after(number // 10)  # with what is kept for all calls
+        blocks, size = left_after(1)
+        more_blocks, more_size = left_after(number)
+    finally:
+        tracemalloc.stop()
+    assert more_blocks - blocks < number // 2  # not one of Python's blocks a call
+    assert more_size - size < 40 * number  # nor the smallest of NumPy's arrays

@@ -10,6 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cache
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -103,7 +104,7 @@ class Crew:
 
     def __enter__(self) -> Crew:
         """Hold BLAS to one thread."""
-        _guard.enter()
+        _guard.enter(self)
         return self
 
     def __exit__(
@@ -113,7 +114,7 @@ class Crew:
         traceback: TracebackType | None,
     ) -> None:
         """Give BLAS its threads back, and end our own."""
-        _guard.leave()
+        _guard.leave(self)
         if self._own_pool is not None:
             self._own_pool.shutdown()
 
@@ -158,7 +159,7 @@ class Crew:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
         futures: list[Future[None]] = []
         try:
-            futures.extend(self._pool.submit(work, 1 + i) for i in range(helpers))
+            futures.extend(_submit(self._pool, work, 1 + i) for i in range(helpers))
             work(0)
         except BaseException:
             stop.set()
@@ -171,37 +172,59 @@ class Crew:
                 raise error
 
 
+def _submit(pool: Executor, work: Callable[[int], None], worker: int) -> Future[None]:
+    try:
+        return pool.submit(work, worker)
+    except RuntimeError as error:  # it was shut down, or one of its threads could not start
+        raise RuntimeError(
+            f"workers must be an executor that takes work, got {type(pool).__name__}: {error}"
+        ) from error
+
+
 class _BlasGuard:
     """
     Holds BLAS to one thread while anybody computes, and puts its setting back after the last.
 
     The first to enter and the last to leave may be two threads. The setting is the process's, but
     threadpoolctl lets only the thread that changed it first change it again: so that ownership is
-    given up before and after each change.
+    given up before and after each change. Who is interrupted on the way in or out, and never
+    leaves, is forgotten; the setting is then put back by whoever leaves next.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside = 0
-        self._before: list[tuple[Any, int]] = []
+        self._inside: WeakSet[Crew] = WeakSet()
+        self._before: list[tuple[Any, int]] = []  # empty once it is put back
 
-    def enter(self) -> None:
+    def enter(self, crew: Crew) -> None:
         with self._lock:
-            if self._inside == 0:
+            if not self._before:
                 self._before = [(library, library.num_threads) for library in _blas_libraries()]
+            if not self._inside:
                 for library, _ in self._before:
                     _set_threads(library, 1)
-            self._inside += 1
+            self._inside.add(crew)
 
-    def leave(self) -> None:
+    def leave(self, crew: Crew) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
+            self._inside.discard(crew)
+            if not self._inside:
                 for library, threads in self._before:
                     _set_threads(library, threads)
+                self._before = []
+
+    def begin_anew(self) -> None:
+        """In a forked process: the threads that were inside are not there, nor who has the lock."""
+        self._lock = threading.Lock()
+        self._inside = WeakSet()
+        for library, threads in self._before:
+            _set_threads(library, threads)
+        self._before = []
 
 
 _guard = _BlasGuard()  # module state, as BLAS's own setting is the process's
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_guard.begin_anew)
 
 
 @cache
