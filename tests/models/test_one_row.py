@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info
 
 from tests.models.golden import DATA, expected
 from tests.models.tiny import EXPECTED, MODEL
+from tests.test_workers import blas_threads
 from topk_np import dense_ffn
 from topk_np.layers import linear
 from topk_np.models import decode, load_model, one_row, t5_generate
@@ -63,10 +63,6 @@ def test_threads_change_nothing(workers: int) -> None:
     others = one_row_ffn(X, params, "silu", workers), one_row_linear(X, KEYS, workers)
     for one, other in zip(alone, others, strict=True):
         assert np.array_equal(one, other)
-
-
-def blas_threads() -> set[int]:
-    return {found["num_threads"] for found in threadpool_info() if found["user_api"] == "blas"}
 
 
 def test_blas_has_one_thread_while_a_token_is_computed_and_its_own_between(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from topk_np.models.bert import BertConfig
-from topk_np.models.configs import ACTIVATION_NAMES, check, need, number
+from topk_np.models.configs import ACTIVATION_NAMES, check, layers, number, positive
 from topk_np.models.names import Name
 
 _LAYER = {
@@ -38,7 +38,7 @@ def bert_names(tensors: Collection[str], config: Mapping[str, Any], /) -> list[N
         Name("embedding.types", f"{prefix}embeddings.token_type_embeddings.weight", "S D"),
         *_pair("embedding.norm", f"{prefix}embeddings.LayerNorm", "D"),
     ]
-    for i in range(number(config, "num_hidden_layers")):
+    for i in range(layers(config, "num_hidden_layers", tensors)):
         names += [
             Name(f"layers.{i}.{path}", f"{prefix}encoder.layer.{i}.{tensor}", shape, flipped)
             for path, (tensor, shape, flipped) in _LAYER.items()
@@ -79,7 +79,7 @@ def bert_config(config: Mapping[str, Any], /) -> BertConfig:
     check("hidden_act", activation, *ACTIVATION_NAMES)
     return BertConfig(
         heads=number(config, "num_attention_heads"),
-        norm_eps=need(config, "layer_norm_eps"),
+        norm_eps=positive(config, "layer_norm_eps"),
         activation=ACTIVATION_NAMES[activation],
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from topk_np._namespace import check_integer
+from topk_np._namespace import check_integer, check_number
 
 
 def read_config(folder: Path, /) -> dict[str, Any]:
@@ -22,16 +22,43 @@ def read_config(folder: Path, /) -> dict[str, Any]:
     return config
 
 
-def need(config: Mapping[str, Any], name: str, /) -> Any:
-    """A field that has to be there."""
-    if config.get(name) is None:
+def need(config: Mapping[str, Any], name: str, default: Any = None, /) -> Any:
+    """A field that has to be there, unless there is a default."""
+    value = default if config.get(name) is None else config[name]
+    if value is None:
         raise ValueError(f"the config has no {name}")
-    return config[name]
+    return value
 
 
-def number(config: Mapping[str, Any], name: str, /) -> int:
-    """A positive integer that has to be there."""
-    return check_integer(f"{name} of the config", need(config, name), least=1)
+def number(config: Mapping[str, Any], name: str, default: int | None = None, /) -> int:
+    """A positive integer."""
+    return check_integer(f"{name} of the config", need(config, name, default), least=1)
+
+
+def positive(config: Mapping[str, Any], name: str, default: float | None = None, /) -> float:
+    """A positive number."""
+    value = check_number(f"{name} of the config", need(config, name, default))
+    if value <= 0:
+        raise ValueError(f"{name} of the config must be positive, got {value}")
+    return value
+
+
+def table(config: Mapping[str, Any], name: str, /) -> Mapping[str, Any]:
+    """The fields within a field, none where it is missing or empty."""
+    value = config.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} of the config must be a JSON object, got {value!r}")
+    return value
+
+
+def layers(config: Mapping[str, Any], name: str, tensors: Collection[str], /) -> int:
+    """
+    A number of layers that has to be there, cut short where it cannot be right.
+
+    Each layer has tensors, so with one more than there are tensors the first that is missing is
+    found as well as with a billion.
+    """
+    return min(number(config, name), len(tensors) + 1)
 
 
 def check(name: str, got: object, *allowed: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topk_np.models import bert, bert_names, llama, llama_names, t5, t5_blocks, t5_names
-from topk_np.models.configs import number
+from topk_np.models.configs import layers
 from topk_np.models.model import Model
 from topk_np.models.names import Name
 
@@ -28,8 +28,8 @@ class Family:
 
 
 def _llama_names(tensors: Collection[str], fields: Fields) -> list[Name]:
-    depth, tied = number(fields, "num_hidden_layers"), fields.get("tie_word_embeddings", False)
-    depth = min(depth, len(tensors))  # of layers that are missing the first will be named
+    depth = layers(fields, "num_hidden_layers", tensors)
+    tied = fields.get("tie_word_embeddings", False)
     return llama_names.llama_names(tensors, "safetensors", depth=depth, tied=tied)
 
 

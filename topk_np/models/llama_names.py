@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from topk_np._namespace import check_number
-from topk_np.models.configs import check, check_groups, need, number
+from topk_np.models.configs import check, check_groups, number, positive, table
 from topk_np.models.llama import LlamaConfig
 from topk_np.models.names import Name, depth_of
 
@@ -74,7 +73,7 @@ def llama_config(config: Mapping[str, Any], /) -> LlamaConfig:
     return LlamaConfig(
         heads=heads,
         groups=groups,
-        norm_eps=need(config, "rms_norm_eps"),
+        norm_eps=positive(config, "rms_norm_eps"),
         rope_base=_rope_base(config),
         rope_layout="half",
         context=number(config, "max_position_embeddings"),
@@ -88,22 +87,22 @@ def _groups(config: Mapping[str, Any]) -> int:
 
 def _rope_base(config: Mapping[str, Any]) -> float:
     """The base of the rotary positions, which newer configs have among ``rope_parameters``."""
-    base = config.get("rope_theta")
+    base = positive(config, "rope_theta", 10_000.0)
     check("partial_rotary_factor", config.get("partial_rotary_factor", 1), None, 1)
     for name in ("rope_scaling", "rope_parameters"):
-        rope = config.get(name) or {}
+        rope = table(config, name)
         if any(isinstance(value, Mapping) for value in rope.values()):
             raise ValueError(f"{name} must be the same in all layers for this reader, got {rope}")
         check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
         check("partial_rotary_factor", rope.get("partial_rotary_factor", 1), None, 1)
-        base = rope.get("rope_theta", base)
-    return check_number("rope_theta", 10_000.0 if base is None else base)
+        base = positive(rope, "rope_theta", base)
+    return base
 
 
 def llama_sizes(config: Mapping[str, Any], /) -> dict[str, int]:
     """What the letters of the shapes stand for."""
     width, heads = number(config, "hidden_size"), number(config, "num_attention_heads")
-    head = config.get("head_dim") or width // heads
+    head = number(config, "head_dim", max(1, width // heads))
     return {
         "T": number(config, "vocab_size"),
         "D": width,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from topk_np.models.configs import ACTIVATION_NAMES, check, number
+from topk_np.models.configs import ACTIVATION_NAMES, check, layers, number, positive
 from topk_np.models.names import Name
 from topk_np.models.t5 import T5Config
 
@@ -26,7 +26,7 @@ _PROJECTIONS = {
 def t5_names(tensors: Collection[str], config: Mapping[str, Any], /) -> list[Name]:
     """Where each parameter comes from."""
     names = [Name("embedding", "shared.weight", "T D")]
-    for part, depth in zip(("encoder", "decoder"), _depths(config), strict=True):
+    for part, depth in zip(("encoder", "decoder"), _depths(tensors, config), strict=True):
         first = f"{part}.block.0.layer.0.SelfAttention"
         names.append(Name(f"{part}.bias", f"{first}.relative_attention_bias.weight", "B H"))
         for i in range(depth):
@@ -81,9 +81,9 @@ def t5_config(config: Mapping[str, Any], /) -> T5Config:
     padding = config.get("pad_token_id") or 0
     return T5Config(
         heads=number(config, "num_heads"),
-        norm_eps=config.get("layer_norm_epsilon", 1e-6),
+        norm_eps=positive(config, "layer_norm_epsilon", 1e-6),
         activation=ACTIVATION_NAMES[activation],
-        max_distance=config.get("relative_attention_max_distance") or 128,
+        max_distance=number(config, "relative_attention_max_distance", 128),
         output_scale=number(config, "d_model") ** -0.5 if scaled else 1.0,
         start=padding if start is None else start,
         padding=padding,
@@ -103,10 +103,10 @@ def t5_sizes(config: Mapping[str, Any], /) -> dict[str, int]:
     }
 
 
-def _depths(config: Mapping[str, Any]) -> tuple[int, int]:
-    encoder = number(config, "num_layers")
+def _depths(tensors: Collection[str], config: Mapping[str, Any]) -> tuple[int, int]:
+    encoder = layers(config, "num_layers", tensors)
     given = config.get("num_decoder_layers")
-    return encoder, encoder if given is None else number(config, "num_decoder_layers")
+    return encoder, encoder if given is None else layers(config, "num_decoder_layers", tensors)
 
 
 def _projection(config: Mapping[str, Any]) -> str:
