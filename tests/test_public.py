@@ -12,11 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import topk_np
+from tests.test_docs import MODULES as PUBLIC_MODULES
+from topk_np import interop
 
 TRIOS = ("dense_attention", "dense_ffn", "multihead_attention", "topk_attention", "topk_ffn")
 DATA = {
@@ -60,6 +63,10 @@ HEAVY = (
     "torch",
     "tqdm",
 )
+PACKAGES = (topk_np, interop, *(module for module in PUBLIC_MODULES if hasattr(module, "__path__")))
+INTERNAL = {  # packages that stand behind the commands or the public functions
+    *("bench", "commands", "demo", "dense", "experiments", "finetuning", "kernels", "selftest"),
+}
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
     "transformers_peer",
@@ -87,13 +94,22 @@ def test_the_public_names_are_those_of_the_design() -> None:
         assert hasattr(topk_np, name)
 
 
-def test_nothing_but_modules_and_public_names_is_reachable() -> None:
-    others = {
-        name
-        for name, thing in vars(topk_np).items()
-        if not name.startswith("_") and not inspect.ismodule(thing)
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_nothing_but_modules_and_public_names_is_reachable(package: ModuleType) -> None:
+    reachable = {
+        name: thing
+        for name, thing in vars(package).items()
+        if not name.startswith(("_", "@"))  # the second are pytest's own
     }
-    assert others == set(PUBLIC)
+    modules = {name for name, thing in reachable.items() if inspect.ismodule(thing)}
+    assert reachable.keys() - modules == set(getattr(package, "__all__", ()))
+    foreign = {name for name in modules if reachable[name].__name__ != f"{package.__name__}.{name}"}
+    assert foreign <= {"dask"}  # whose name `import dask.array` binds
+
+
+def test_every_public_package_is_in_the_list_that_is_checked() -> None:
+    found = {module.name for module in pkgutil.iter_modules(topk_np.__path__) if module.ispkg}
+    assert found - INTERNAL == {package.__name__.split(".")[1] for package in PACKAGES[1:]}
 
 
 @pytest.mark.parametrize("name", TRIOS)

@@ -9,8 +9,18 @@ try:
 except ImportError as error:
     raise ImportError("topk_np.dask needs Dask: pip install 'topk_np[dask]'") from error
 
-from topk_np.dask.attention import AttentionGrads as AttentionGrads
-from topk_np.dask.attention import Residuals as Residuals
-from topk_np.dask.attention import topk_attention as topk_attention
-from topk_np.dask.attention import topk_attention_bwd as topk_attention_bwd
-from topk_np.dask.attention import topk_attention_fwd as topk_attention_fwd
+from topk_np.dask.attention import (
+    AttentionGrads,
+    Residuals,
+    topk_attention,
+    topk_attention_bwd,
+    topk_attention_fwd,
+)
+
+__all__ = [
+    "AttentionGrads",
+    "Residuals",
+    "topk_attention",
+    "topk_attention_bwd",
+    "topk_attention_fwd",
+]

@@ -16,6 +16,8 @@ try:
 except ImportError as error:
     raise ImportError("topk_np.interop.jax needs JAX: pip install 'topk_np[jax]'") from error
 
+__all__ = ["as_jax"]
+
 Array = Any
 
 

@@ -17,6 +17,8 @@ except ImportError as error:
         "topk_np.interop.torch needs PyTorch: pip install 'topk_np[torch]'"
     ) from error
 
+__all__ = ["as_torch"]
+
 Tensor = Any
 
 
