@@ -12,7 +12,7 @@ import pytest
 from tests.backends import NUMPY, Backend
 from tests.models.tiny import CONFIG, EXPECTED, MODEL, interleaved, with_layout
 from topk_np import dense_attention, topk_attention_fwd
-from topk_np.models import scoring, sublayers
+from topk_np.models import llama, scoring, sublayers
 from topk_np.models.llama import Llama, causal_attention, forward, logits
 from topk_np.models.scoring import next_tokens
 from topk_np.models.sublayers import Units, ffn_fwd
@@ -58,8 +58,8 @@ def test_hidden_states_logits_and_loss_are_those_of_the_reference(
 def test_chunks_of_attention_and_of_the_vocabulary_change_only_rounding(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(sublayers, "CHUNK", chunk)
-    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    for module in (llama, sublayers, scoring):
+        monkeypatch.setattr(module, "CHUNK", chunk)
     hidden = forward(MODEL, TOKENS)
     assert_agrees(hidden, EXPECTED["last_hidden"])
     seen = next_tokens(MODEL, hidden, TOKENS)
@@ -97,17 +97,17 @@ def test_feed_forward_keeps_the_units_of_the_largest_activation() -> None:
 
 
 def test_every_layer_keeps_its_own_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    def watch(name: str) -> list[int]:
-        ks, function = [], getattr(sublayers, name)
+    def watch(module: Any, name: str) -> list[int]:
+        ks, function = [], getattr(module, name)
 
         def watched(*arrays: Any, k: int, **options: Any) -> Any:
             ks.append(k)
             return function(*arrays, k=k, **options)
 
-        monkeypatch.setattr(sublayers, name, watched)
+        monkeypatch.setattr(module, name, watched)
         return ks
 
-    attention, ffn = watch("topk_attention_fwd"), watch("topk_ffn_fwd")
+    attention, ffn = watch(llama, "topk_attention"), watch(sublayers, "topk_ffn_fwd")
     forward(with_k(attention_k={0: None, "rest": 3}, ffn_k=[9, 4]), TOKENS)
     assert (attention, ffn) == ([3], [9, 4])
 

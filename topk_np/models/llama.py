@@ -22,7 +22,7 @@ from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack
 from topk_np.models.keep import Keep, kept_of, wants
 from topk_np.models.model import Model, Params
 from topk_np.models.per_layer import per_layer
-from topk_np.models.sublayers import Attention, Heads, Units
+from topk_np.models.sublayers import CHUNK, Attention, Heads, Units
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
 from topk_np.models.tokens import check_tokens
 
@@ -118,7 +118,7 @@ def forward(
             f"attention_k must be None where attention is given, got {model.attention_k}"
         )
     first = 0 if caches is None else _cached_length(caches, len(model.params["layers"]))
-    blocks = _blocks(model, tokens, first, attention, caches is not None, workers)
+    blocks = _blocks(model, tokens, first, attention, False, workers)
     x, _ = embedding_fwd(tokens, model.params["embedding"])
     x = stack(
         blocks,
@@ -190,7 +190,7 @@ def loss_fwd(
     params, eps = model.params, model.config.norm_eps
     check_tokens(params["embedding"], tokens, least=2)
     labels = tokens if labels is None else labels
-    blocks = _blocks(model, tokens, 0, None, False, workers)
+    blocks = _blocks(model, tokens, 0, None, True, workers)
     # 1 x = embedding of the tokens
     # 2 x = blocks(x)
     # 3 hidden = norm(x)
@@ -265,8 +265,15 @@ def causal_attention(
         else:
             out = topk_attention(heads, key, value, k=k, workers=workers)
         return xp.moveaxis(out, -3, -2)
-    heads = _heads(1, 1, k, key.shape[-2] - query.shape[-2], workers)
-    return heads(query, key, value)[0]
+    options = {
+        "is_causal": True,
+        "query_offset": key.shape[-2] - query.shape[-2],
+        "chunk_size": CHUNK,
+        "workers": workers,
+    }
+    if k is None:
+        return dense_attention(query, key, value, **options)
+    return topk_attention(query, key, value, k=k, **options)
 
 
 def check_ks(model: Llama, /) -> list[tuple[int | None, int | None]]:
@@ -286,10 +293,14 @@ def _blocks(
     tokens: Array,
     first: int,
     attention: Attention | None,
-    decoding: bool,
+    way_back: bool,
     workers: int | Executor | None,
 ) -> list[Block]:
-    """The blocks for some positions, the first of which is `first`."""
+    """
+    The blocks for some positions, the first of which is `first`.
+
+    Without a way back attention keeps nothing for it.
+    """
     config, params = model.config, model.params
     table = params["embedding"]
     xp = array_namespace(table)
@@ -300,7 +311,7 @@ def _blocks(
     blocks = []
     for k, units in check_ks(model):
         attend = attention
-        if attend is None and decoding:
+        if attend is None and not way_back:
             attend = partial(causal_attention, k=k, workers=workers)
         blocks.append(
             Block(
