@@ -69,6 +69,7 @@ INTERNAL = {  # packages that stand behind the commands or the public functions
 }
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
+    "torch_step",
     "transformers_peer",
     "interop.jax",
     "interop.torch",

@@ -33,8 +33,8 @@ from topk_np.bench.peers import (
     RFA,
     SDPA,
     Peer,
-    Runs,
 )
+from topk_np.bench.runs import Runs
 
 TOP_K = {OURS, PAPER, GATHER}
 ESTIMATES: dict[str, tuple[Any, Any]] = {

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from topk_np.bench import alone, figures, sweep
+from topk_np.bench import alone, figures, measure, sweep
 from topk_np.bench.alone import Alone, run_alone
 from topk_np.bench.cases import BOTH, FORWARD, Case, Inputs, attention_case, ffn_case
 from topk_np.bench.measure import interleave, ratio
-from topk_np.bench.peers import NUMPY, OURS, PEERS, PERFORMER, Peer, Runs
+from topk_np.bench.peers import NUMPY, OURS, PEERS, PERFORMER, Peer
+from topk_np.bench.runs import Runs
 from topk_np.bench.sweep import Entrants, Limits, foresee
 
 MEBI = 2**20
@@ -183,6 +184,14 @@ def test_rounds_take_turns_and_the_first_is_not_counted() -> None:
     seconds = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, print)
     assert order == ["a", "b"] * 3
     assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_quick_rounds_are_as_many_as_take_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {"a": lambda: None}
+    assert len(interleave(runs, 2, nothing, least=60)["a"]) == measure.MOST_ROUNDS
+    monkeypatch.setattr(measure, "MOST_ROUNDS", 3)
+    assert len(interleave(runs, 2, nothing, least=60)["a"]) == 3
+    assert len(interleave(runs, 5, nothing, least=60)["a"]) == 5
 
 
 def test_slow_rounds_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from topk_np._namespace import Array
 
 FORWARD, BOTH = MODES = ("forward", "forward+backward")
 ATTENTION, FFN = KINDS = ("attention", "ffn")
+STEP = "training step"  # see `topk_np.bench.step`
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
@@ -87,11 +88,17 @@ def make_inputs(case: Case, /) -> Inputs:
 
 
 def attention_case(
-    length: int, /, *, queries: int | None = None, causal: bool = False, heads: int = 4
+    length: int,
+    /,
+    *,
+    queries: int | None = None,
+    causal: bool = False,
+    heads: int = 4,
+    k: int = 64,
 ) -> Case:
-    """Attention of heads of width 64 with k = 64, self-attention unless told the queries."""
+    """Attention of heads of width 64, self-attention unless told the queries."""
     queries = length if queries is None else queries
-    return Case(ATTENTION, heads, queries, length, 64, min(64, length), causal)
+    return Case(ATTENTION, heads, queries, length, 64, min(k, length), causal)
 
 
 def ffn_case(tokens: int, width: int, units: int, /) -> Case:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
+from time import perf_counter, process_time
 from typing import NamedTuple
 
 from topk_np.bench.alone import run_alone
-from topk_np.bench.cases import BOTH, FORWARD, Case, attention_case, ffn_case, make_inputs
+from topk_np.bench.cases import BOTH, FORWARD, MODES, Case, attention_case, ffn_case, make_inputs
 from topk_np.bench.measure import Tick, interleave, ratio
-from topk_np.bench.peers import GEMM, OURS, PAPER, PEERS, SDPA, TORCH
+from topk_np.bench.peers import (
+    GEMM,
+    NUMPY,
+    OURS,
+    PAPER,
+    PEERS,
+    SDPA,
+    STEP_DENSE,
+    STEP_TOPK,
+    STEP_TORCH,
+    TORCH,
+)
+from topk_np.bench.step import step_case
 
 MEBI = 2**20
 PATIENCE = 600  # seconds that a run for its memory may take
+QUICK = 2.0  # seconds that quick rounds take in all
 
 
 class Entry(NamedTuple):
@@ -33,6 +47,8 @@ class Figure:
     """A ratio, or MiB beyond the inputs."""
     ours: Entry
     theirs: Entry | None = None
+    clock: Callable[[], float] = perf_counter
+    """What tells the time: `process_time` counts that of all threads."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,12 @@ def allowed_memory(case: Case, mode: str) -> float:
 
 def _memory(what: str, case: Case, mode: str) -> Figure:
     return Figure(what, allowed_memory(case, mode), Entry(case, mode, OURS))
+
+
+def _step(what: str, peer: str) -> Figure:
+    case = step_case()
+    entries = Entry(case, BOTH, peer), Entry(case, BOTH, STEP_TORCH)
+    return Figure(f"training step, {what}, CPU time / PyTorch dense", 1.5, *entries, process_time)
 
 
 _L16 = attention_case(16384)
@@ -107,6 +129,13 @@ FIGURES = (
         BOTH,
         TORCH,
     ),
+    *(
+        against(f"L = 128, k = {k}, {mode} / NumPy", 1.5, attention_case(128, k=k), mode, NUMPY)
+        for mode in MODES
+        for k in (16, 64)
+    ),
+    _step("top-k", STEP_TOPK),
+    _step("dense", STEP_DENSE),
     _memory("L = 65,536, forward+backward, peak beyond the inputs", _LONGEST, BOTH),
     _memory("a million keys, 2,048 queries, forward, peak beyond the inputs", _MILLION, FORWARD),
 )
@@ -139,7 +168,13 @@ def _check_ratio(figure: Figure, theirs: Entry, repeats: int, tick: Tick) -> Out
         name: PEERS[entry.peer].build(entry.case, inputs[entry.case]).of(entry.mode)
         for name, entry in {"ours": figure.ours, "theirs": theirs}.items()
     }
-    seconds = interleave(runs, repeats, lambda name: tick(f"{figure.what}: {name}"))
+    seconds = interleave(
+        runs,
+        repeats,
+        lambda name: tick(f"{figure.what}: {name}"),
+        clock=figure.clock,
+        least=QUICK,
+    )
     ours, others = seconds["ours"], seconds["theirs"]
     return Outcome(figure, ratio(ours, others), ours, others)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 SLOW_ROUND = 60.0  # seconds; when one round takes longer, `FEWEST_ROUNDS` must do
 FEWEST_ROUNDS = 3
+MOST_ROUNDS = 300  # of quick ones
 
 Tick = Callable[[str], object]  # told the name of what runs next
 
@@ -19,12 +20,14 @@ def interleave(
     tick: Tick,
     *,
     clock: Callable[[], float] = perf_counter,
+    least: float = 0.0,
 ) -> dict[str, list[float]]:
     """
     Seconds of each run in each round: all run once in a round, one after the other.
 
     They are those of `clock`, as for instance `time.process_time`, which counts what all cores
-    did. A round before the first is not counted: it loads, allocates and warms up.
+    did. A round before the first is not counted: it loads, allocates and warms up. Rounds that are
+    quick are more than `repeats`, as many as take `least` seconds in all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     start = perf_counter()
@@ -33,13 +36,15 @@ def interleave(
         run()
     if perf_counter() - start > SLOW_ROUND:
         repeats = min(repeats, FEWEST_ROUNDS)
-    for _ in range(repeats):
+    rounds, end = 0, perf_counter() + least
+    while rounds < repeats or (rounds < MOST_ROUNDS and perf_counter() < end):
         for name, run in runs.items():
             tick(name)
             start = clock()
             results = run()
             seconds[name].append(clock() - start)
             del results  # releasing memory is not timed
+        rounds += 1
     return seconds
 
 

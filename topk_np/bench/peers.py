@@ -6,32 +6,20 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 
 import topk_np
 from topk_np._namespace import Array
 from topk_np.baselines import performer, rfa
-from topk_np.bench.cases import ATTENTION, FORWARD, KINDS, MODES, Case, Inputs
+from topk_np.bench import step
+from topk_np.bench.cases import ATTENTION, BOTH, FORWARD, KINDS, MODES, STEP, Case, Inputs
+from topk_np.bench.runs import Runs
 from topk_np.kernels import numpy as kernels
 from topk_np.workers import Crew, available_cores
 
 DENSE_CHUNK = 1024
 GEMM_QUERIES, GEMM_KEYS = 256, 4096
-
-
-class Runs(NamedTuple):
-    """A case that is ready to run; what is returned is kept alive until it is measured."""
-
-    forward: Callable[[], Any]
-    """Returns the output."""
-    both: Callable[[], tuple[Any, ...]] | None = None
-    """Returns the output and the gradients of query, key and value."""
-
-    def of(self, mode: str) -> Callable[[], Any]:
-        """What runs `mode`."""
-        return self.forward if mode == FORWARD or self.both is None else self.both
 
 
 @dataclass(frozen=True)
@@ -197,11 +185,11 @@ def _gemm(case: Case, inputs: Inputs) -> Runs:
     return Runs(forward)
 
 
-def _torch(name: str) -> Callable[[Case, Inputs], Runs]:
-    """The builder of that name from `torch_peers`, which imports PyTorch."""
+def _torch(name: str, module: str = "torch_peers") -> Callable[[Case, Inputs], Runs]:
+    """The builder of that name from a module that imports PyTorch."""
 
     def build(case: Case, inputs: Inputs) -> Runs:
-        builder = getattr(importlib.import_module("topk_np.bench.torch_peers"), name)
+        builder = getattr(importlib.import_module(f"topk_np.bench.{module}"), name)
         runs: Runs = builder(case, inputs)
         return runs
 
@@ -211,6 +199,7 @@ def _torch(name: str) -> Callable[[Case, Inputs], Runs]:
 OURS, NUMPY, CHUNKED, GEMM = "topk_np", "numpy", "numpy-chunked", "gemm"
 PERFORMER, RFA = "performer", "rfa"
 SDPA, TORCH, PAPER, GATHER = "torch-sdpa", "torch", "torch-paper", "torch-gather"
+STEP_TOPK, STEP_DENSE, STEP_TORCH = "step-topk", "step-dense", "step-torch"
 
 PEERS = {
     peer.name: peer
@@ -248,5 +237,27 @@ PEERS = {
         ),
         Peer(GATHER, "top-k, torch.topk and gather", _torch("gather"), needs="torch"),
         Peer(GEMM, "the matrix product of the scores alone", _gemm, modes=(FORWARD,)),
+        Peer(
+            STEP_TOPK,
+            "a training step with top-k attention, this library",
+            step.topk,
+            kinds=(STEP,),
+            modes=(BOTH,),
+        ),
+        Peer(
+            STEP_DENSE,
+            "a training step with dense attention, this library",
+            step.dense,
+            kinds=(STEP,),
+            modes=(BOTH,),
+        ),
+        Peer(
+            STEP_TORCH,
+            "a training step in PyTorch's modules",
+            _torch("dense", "torch_step"),
+            kinds=(STEP,),
+            modes=(BOTH,),
+            needs="torch",
+        ),
     )
 }

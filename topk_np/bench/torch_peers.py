@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from topk_np.bench.cases import ATTENTION, Case, Inputs
-from topk_np.bench.peers import Runs
+from topk_np.bench.runs import Runs
 from topk_np.workers import available_cores
 
 PAPER_CHUNK = 1024  # queries, as in the paper's experiments
