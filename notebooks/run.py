@@ -17,7 +17,7 @@ from jupyter_cache.base import CacheBundleIn
 from nbclient import NotebookClient
 from traitlets.config import Config
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 BACKEND = 'BACKEND = "numpy"'  # the line of each notebook that chooses it
 
@@ -50,14 +50,17 @@ def run(path: Path, backend: str) -> None:
     """Run one notebook in a kernel of its own, of this very Python."""
     notebook = jupytext.read(path)
     cells = [cell for cell in notebook.cells if cell.source.startswith(BACKEND)]
-    if len(cells) != 1 and path in notebooks():
+    if len(cells) != 1 and path.resolve() in notebooks():
         raise SystemExit(f"{path.name} must have one cell that begins with {BACKEND}")
     for cell in cells:
         cell.source = cell.source.replace(BACKEND, f'BACKEND = "{backend}"')
     # Sockets in files, as those of TCP could be listened to.
     config = Config(AsyncKernelManager={"transport": "ipc"})
-    NotebookClient(notebook, kernel_name="python3", timeout=300, config=config).execute()
-    # It is found there by its cells: one that was changed since is run again.
+    # Times would be among the metadata of the cells, by which the notebook is found again.
+    client = NotebookClient(
+        notebook, kernel_name="python3", timeout=300, record_timing=False, config=config
+    )
+    client.execute()
     cache = get_cache(DOCS / "_build" / ".jupyter_cache")
     cache.cache_notebook_bundle(CacheBundleIn(notebook, str(path)), overwrite=True)
 
