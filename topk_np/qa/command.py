@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from topk_np.experiments.tables import markdown
-from topk_np.models.model import Model
 from topk_np.models.named import load_named
 from topk_np.models.t5_blocks import T5, T5Config, check_ks
 from topk_np.qa.answers import QAError, answer, prepared
@@ -79,8 +78,8 @@ def run(
         assert file is not None
         dense = replace(loaded, attention_k=None, ffn_k=None)
         top = [own for own in settings if (own.attention_k, own.ffn_k) != (None, None)]
-        about = {"model": model, "file": str(file), "questions": len(questions), **how}
-        found = _evaluate([dense, *top], questions, about, out)
+        about = {"model": model, "file": str(file), "questions": len(questions)}
+        found = _evaluate([dense, *top], questions, how, about, out)
     except ValueError as error:
         raise QAError(str(error)) from error
     print(_table(found))
@@ -107,7 +106,11 @@ def _settings(model: T5, attention_ks: Sequence[int], ffn_ks: Sequence[int]) -> 
 
 
 def _evaluate(
-    models: Sequence[T5], questions: Sequence[Question], about: dict[str, object], out: Path
+    models: Sequence[T5],
+    questions: Sequence[Question],
+    how: Mapping[str, int],
+    about: Mapping[str, object],
+    out: Path,
 ) -> list[Evaluation]:
     """Evaluate one model after the other; the file has each as soon as it is known."""
     from tqdm import tqdm
@@ -119,9 +122,9 @@ def _evaluate(
     with tqdm(total=total, desc="qa", file=sys.stderr, leave=False) as bar:
         for model in models:
             bar.set_postfix_str(_label(model))
-            how = {name: about[name] for name in ("beams", "max_tokens")}
-            found.append(evaluate(model, questions, tick=bar.update, **how))  # type: ignore[arg-type]
-            record = {"machine": describe_machine(), **about, "found": list(map(asdict, found))}
+            found.append(evaluate(model, questions, tick=bar.update, **how))
+            results = [asdict(one) for one in found]
+            record = {"machine": describe_machine(), **about, **how, "found": results}
             try:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(out, (json.dumps(record, indent=1) + "\n").encode())
@@ -130,7 +133,7 @@ def _evaluate(
     return found
 
 
-def _label(model: Model[T5Config] | Evaluation) -> str:
+def _label(model: T5 | Evaluation) -> str:
     """The k of a model in words."""
     ks = {"attention k": model.attention_k, "feed-forward k": model.ffn_k}
     return ", ".join(f"{name} = {k}" for name, k in ks.items() if k is not None) or "dense"
