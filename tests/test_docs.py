@@ -23,7 +23,10 @@ MODULES = (
 # They cannot be imported where PyTorch or JAX is missing.
 ELSEWHERE = ("topk_np.interop.jax.as_jax", "topk_np.interop.torch.as_torch")
 # Those that need PyTorch, Dask's cluster or Hypothesis are run beside the tests of these.
-RUNNABLE = ("index", "howto/activation", "howto/engine", "howto/long_sequences")
+RUNNABLE = (
+    "index",
+    *(f"howto/{name}" for name in ("activation", "blocks", "engine", "long_sequences")),
+)
 
 
 @pytest.mark.parametrize("name", ["options", "errors"])

@@ -138,6 +138,9 @@ def test_the_command_goes_on_where_it_was_and_draws(
     assert "topk at 2,048 takes 0.51 of dense, 0.49 beyond." in shown
     assert ["topk", "1.00", "10", "1,024", "and", "2,048"] in map(str.split, shown.splitlines())
     assert imread(tmp_path / "bench_layers.png").ndim == 3
+    page = (tmp_path / "layers.md").read_text().splitlines()
+    assert page[0] == "|  | 1,024 | 2,048 | for each 1,024 tokens more |"
+    assert "| `topk`: top-k, k = 64 | 12 (10), 2 s | 22 (20), 2 s | 10 |" in page
     data = json.loads((tmp_path / "layers.json").read_text())
     assert data["model"] == layers.PAPER._asdict()
     assert [Run(**run) for run in data["runs"]][-1] == taken("topk-ffn", 2048)

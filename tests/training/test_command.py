@@ -141,11 +141,16 @@ def test_a_loss_that_is_nan_stops_with_a_message_and_keeps_the_checkpoint(
 
     def diverging(*arguments: Any) -> Any:
         state, measured = take_step(*arguments)
-        return state, measured._replace(loss=float("nan")) if state.step == 4 else measured
+        return state, measured._replace(loss=float("nan")) if state.step == last else measured
 
     monkeypatch.setattr(steps, "take_step", diverging)
-    assert trained("--steps", "6", "--out", "run", "--learning-rate", "3") == 2
-    assert "error: the loss is nan at step 4, with --learning-rate 3" in capsys.readouterr().err
+    for last, folder, kept in (
+        (1, "new", ""),
+        (4, "run", "; run keeps the last checkpoint before"),
+    ):
+        assert trained("--steps", "6", "--out", folder, "--learning-rate", "3") == 2
+        said = f"the loss is nan at step {last}, with --learning-rate 3: try a lower one{kept}\n"
+        assert capsys.readouterr().err.endswith(said)
     tree, about = load_params(here / "run" / CHECKPOINT)
     assert about["step"] == "2"
     assert all(np.isfinite(array).all() for array in flatten(tree).values())

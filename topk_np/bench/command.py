@@ -207,6 +207,7 @@ def _layers(
             bar.update()
     if runs:
         print(layers_report.table(runs))
+        path.with_suffix(".md").write_text(layers_report.markdown(runs))
         layers_plot.save_plot(picture, runs, machine)
         print(f"Plot: {picture}")
     print("".join(f"{note}\n" for note in notes) + f"Data: {path}")

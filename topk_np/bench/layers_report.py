@@ -1,4 +1,4 @@
-"""The table and the data of the deep model's memory."""
+"""The tables and the data of the deep model's memory."""
 
 from __future__ import annotations
 
@@ -78,6 +78,28 @@ def table(runs: Sequence[Run]) -> str:
             )
     lines += ["", *(f"{name:{LABEL}}{METHODS[name].what}" for name in names), *_verdict(cells)]
     return "\n".join(lines) + "\n"
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """The same for a page: in each cell the peak, in brackets what is beyond, and CPU time."""
+    lengths = sorted({run.length for run in runs})
+    head = ["", *(f"{length:,}" for length in lengths), "for each 1,024 tokens more"]
+    lines = [head, ["---"] * len(head)]
+    for name, method in METHODS.items():
+        own = {run.length: run for run in runs if run.method == name}
+        if own:
+            cells = ("" if length not in own else _cell(own[length]) for length in lengths)
+            lines.append([f"`{name}`: {method.what}", *cells, _growth(list(own.values()))])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(run: Run) -> str:
+    return f"{run.memory / MEBI:,.0f} ({run.beyond / MEBI:,.0f}), {run.cpu_seconds:.0f} s"
+
+
+def _growth(runs: list[Run]) -> str:
+    """Between the two longest."""
+    return f"{slopes(runs)[1] * 1024 / MEBI:.0f}" if len(runs) > 1 else ""
 
 
 def _verdict(cells: dict[tuple[str, int], Run]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from topk_np.bench.alone import peak_memory
 from topk_np.training.interrupts import Interrupts
-from topk_np.training.records import Log, State, save_state
+from topk_np.training.records import CHECKPOINT, Log, State, save_state
 from topk_np.training.settings import RunSettings, TrainError
 from topk_np.workers import Crew
 
@@ -119,5 +119,6 @@ def _diverged(measured: Measured, state: State, settings: RunSettings, folder: P
     number = measured.loss if what == "loss" else measured.norm
     return (
         f"the {what} is {number} at step {state.step + 1}, with --learning-rate "
-        f"{settings.learning_rate:g}: try a lower one; {folder} keeps the last checkpoint before"
+        f"{settings.learning_rate:g}: try a lower one"
+        + (f"; {folder} keeps the last checkpoint before" if (folder / CHECKPOINT).exists() else "")
     )
