@@ -241,7 +241,7 @@ def attention_QND(
         value,
         dout,
         k=draw(st.integers(1, length + 2)),
-        scale=draw(st.sampled_from([None, 1.0, 0.3, -0.5])),
+        scale=draw(st.sampled_from([None, 1.0, 0.3, 2.0, -0.5])),
         chunk_size=draw(st.none() | st.integers(1, queries + 1)),
     )
     return draw(masked(problem)) if masks else problem

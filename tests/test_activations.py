@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from tests.backends import Array, Backend
 from tests.oracles import ACTIVATION_NAMES, POINTWISE, activation_by_loops, assert_close
 from tests.strategies import seeds
-from topk_np.activations import ACTIVATIONS
+from topk_np.activations import ACTIVATIONS, logsumexp
 
 each_activation = pytest.mark.parametrize("name", ACTIVATION_NAMES)
 shapes_CN = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
@@ -55,6 +55,18 @@ def test_vjp_is_the_derivative_along_a_random_direction(
     slope = np.sum(dweights * (ahead - behind)) / (2 * h)
     exact = np.sum(vjp(xp, name, scores, dweights) * direction)
     np.testing.assert_allclose(exact, slope, rtol=1e-7, atol=1e-7)
+
+
+def test_the_tail_of_gelu_is_the_definition_as_far_as_one_can_be_held(xp: Backend) -> None:
+    scores = np.linspace(-9, 9, 361)[None, :]
+    expected = scores / 2 * np.asarray([[math.erfc(-s / math.sqrt(2)) for s in scores[0]]])
+    off = np.abs(value(xp, "gelu", scores) - expected)
+    assert (off <= 4 * np.finfo(float).eps * np.abs(scores)).all()
+
+
+def test_the_log_sum_exp_of_no_scores_is_minus_infinity(xp: Backend) -> None:
+    found = xp.to_numpy(logsumexp(xp.asarray(np.zeros((3, 0)))))
+    assert found.tolist() == [[-math.inf]] * 3
 
 
 @each_activation

@@ -122,7 +122,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("k", [3, 7])
+@pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("window", [None, (2, 0)])
 def test_the_gradient_of_an_array_is_summed_to_its_shape(
     xp: Backend, shape: tuple[int, ...], k: int, window: Any

@@ -40,7 +40,7 @@ INTEGER_OPTIONS = [
     Wrong({name: value}, error, name, shown, allowed)
     for name in ("chunk_size", "memory_budget", "workers")
     for value, error, shown, allowed in (
-        (0, ValueError, "0", "at least "),
+        (0, ValueError, "got 0", "at least 1,"),
         (-3, ValueError, "-3", "at least "),
         (2.0, TypeError, "2.0 (float)", "integer"),
         (True, TypeError, "True (bool)", "integer"),

@@ -139,3 +139,22 @@ def test_at_most_a_wave_of_terms_is_alive(case: Case, wave_size: int) -> None:
         sum_gradients(case.problem, terms_of, case.tasks, crew, wave_size)
     assert all(added_before)
     assert made == case.tasks
+
+
+@given(case=cases_QN())
+def test_terms_in_full_precision_are_added_to_what_is_returned(case: Case) -> None:
+    totals: list[np.ndarray] = []
+
+    class Seeing(RowsTerm):
+        def add_to(self, total: np.ndarray, first: int) -> np.ndarray:
+            totals.append(total)
+            added: np.ndarray = super().add_to(total, first)
+            return added
+
+    def terms_of(task: Task) -> list[Addend]:
+        (head,), rows = task
+        return [("query", head, Seeing(case.query_terms[head, rows.start], rows.start))]
+
+    with Crew(1) as crew:
+        sums = sum_gradients(case.problem, terms_of, case.tasks, crew)
+    assert all(np.shares_memory(total, sums["query"]) for total in totals)

@@ -311,6 +311,9 @@ def test_residuals_are_frozen_and_can_be_used_twice() -> None:
     _, residuals = topk_np.topk_attention_fwd(*inputs, **options)
     with pytest.raises(AttributeError):
         residuals.indices = None  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        residuals.workers = 1  # type: ignore[misc]
+    assert "kept" not in repr(residuals)  # which would fill the screen
     first, second = (topk_np.topk_attention_bwd(residuals, dout) for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert_same_bits(one, other)

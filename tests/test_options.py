@@ -20,7 +20,7 @@ from tests.oracles import (
     select_by_sorting,
     softmax_by_loops,
 )
-from tests.strategies import AttentionProblem, attention_with_options
+from tests.strategies import AttentionProblem, attention_with_options, seeds
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")
 
@@ -33,6 +33,23 @@ def expected_out(problem: AttentionProblem, pairs: np.ndarray) -> np.ndarray:
         problem.lead, problem.queries, problem.keys, problem.dropout, problem.query_offset
     )
     return np.asarray((weights * factors) @ problem.value)
+
+
+@given(problem=attention_with_options(whole=False), seed=seeds)
+def test_the_log_sum_exp_of_all_keys_has_the_gradient_of_the_dense_one(
+    xp: Backend, problem: AttentionProblem, seed: int
+) -> None:
+    problem = replace(problem, k=problem.keys, p=None)
+    dlse = np.random.default_rng(seed).standard_normal(problem.dout.shape[:-1])
+    inputs, options, dout = problem.on(xp)
+    (_, _), residuals = topk_np.topk_attention_fwd(*inputs, **options, return_lse=True)
+    found = topk_np.topk_attention_bwd(residuals, (dout, xp.asarray(dlse)))
+    inputs, options, dout = problem.dense_on(xp)
+    (_, _), residuals = topk_np.dense_attention_fwd(*inputs, **options, return_lse=True)
+    wanted = topk_np.dense_attention_bwd(residuals, (dout, xp.asarray(dlse)))
+    for one, other in zip(found, wanted, strict=True):
+        if other is not None:
+            assert_close(xp.to_numpy(one), xp.to_numpy(other), size=4 * problem.size)
 
 
 def _finite(array: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 import topk_np
 from tests.test_memory import MIB, measured, warm_up
 from topk_np import plan
+from topk_np.rules import make_rule
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,27 @@ def test_a_plan_for_ranking_by_activation_is_the_one_that_the_layer_follows() ->
     sizes = plan(x, units, units, k=64, select="activation")
     assert (sizes.chunk_size, sizes.key_block) == (residuals.chunks.queries, residuals.chunks.keys)
     assert sizes.key_block < plan(x, units, units, k=64).key_block
+
+
+@pytest.mark.parametrize(
+    ("options", "score_matrices", "slot_matrices"),
+    [
+        ({"k": 2}, 1, 0),
+        ({"p": 0.5, "max_k": 2}, 3, 2),
+        ({"k": 2, "always_keep": (1, 1)}, 1, 2),
+        ({"k": 2, "dropout": (0.5, 0)}, 1, 8),
+        ({"k": 2, "bias": topk_np.T5Bias(np.ones(8))}, 1, 8),
+        ({"k": 2, "bias": lambda i, j: j - i}, 4, 0),
+    ],
+)
+def test_what_an_option_holds_beside_the_scores_is_counted(
+    options: dict[str, Any], score_matrices: int, slot_matrices: int
+) -> None:
+    x = np.ones((6, 4))
+    _, residuals = topk_np.topk_attention_fwd(x, x, x, **options)
+    rule = make_rule(*(options.get(name) for name in ("k", "p", "max_k")))
+    sizes = residuals.problem.sizes(rule)
+    assert (sizes.score_matrices, sizes.slot_matrices) == (score_matrices, slot_matrices)
 
 
 def test_an_executor_counts_as_all_tasks_at_once() -> None:

@@ -32,6 +32,11 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
         64 * MIB,
         Chunks(256, 4096, 2048, 1, 5735424),
     ),
+    "keys-for-few-slots": (
+        {**LONG, "slots": 8},
+        8 * MIB,
+        Chunks(64, 1024, 1372, 1, 964608),
+    ),
     "few-keys-many-slots": (
         {**LONG, "keys": 3000, "slots": 2000},
         64 * MIB,
@@ -74,6 +79,11 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
         Chunks(1024, 8192, 16384, 1, 63176704),
     ),
     "device-short": ({**SHORT, "on_device": True}, 64 * MIB, Chunks(16, 32, 16, 512, 13697024)),
+    "device-less-memory": (
+        {**LONG, "slots": 8, "on_device": True},
+        8 * MIB,
+        Chunks(512, 2048, 4096, 1, 6455296),
+    ),
     "device-little-memory": (
         {**LONG, "on_device": True},
         2 * MIB,

@@ -68,6 +68,18 @@ def test_top_k_returns_minus_inf_like_any_value(xp: Backend) -> None:
     assert xp.to_numpy(result.values).tolist() == [1.0, -math.inf, -math.inf]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_long_rows_are_sorted_with_the_lower_index_first_among_equals(
+    xp: Backend, dtype: str
+) -> None:
+    x = np.random.default_rng(0).integers(0, 5, (2, 500)).astype(dtype)
+    x[:, ::7] = np.nan
+    values, indices = (xp.to_numpy(a) for a in topk_np.top_k(xp.asarray(x), 400))
+    order = np.argsort(np.where(np.isnan(x), -np.inf, -x), axis=1, kind="stable")[:, :400]
+    np.testing.assert_array_equal(indices, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(x, order, axis=1))
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3), (0, 0)])
 def test_top_k_of_nothing_is_empty(xp: Backend, shape: tuple[int, ...]) -> None:
     result = topk_np.top_k(xp.asarray(np.zeros(shape)), 2)

@@ -56,6 +56,24 @@ def test_heads_together_equal_heads_one_by_one(xp: Backend, case: Any, packed: i
         assert_close(xp.to_numpy(grad), xp.to_numpy(other), size=100.0)
 
 
+@pytest.mark.parametrize(
+    ("heads", "queries", "keys", "short"),
+    [
+        (2, 4, 8, True),
+        (2, 256, 256, True),
+        (2, 300, 300, False),
+        (1, 4, 8, False),
+        (2, 0, 8, False),
+    ],
+)
+def test_several_heads_are_taken_together_where_they_are_short(
+    heads: int, queries: int, keys: int, short: bool
+) -> None:
+    query, key = np.ones((heads, queries, 2)), np.ones((heads, keys, 2))
+    _, residuals = dense_attention_fwd(query, key, key)
+    assert residuals.stacked == short
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", ["key", "value"])
 def test_hidden_keys_that_are_not_finite_add_nothing(bad: float, place: str) -> None:

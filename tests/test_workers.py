@@ -214,6 +214,18 @@ def test_a_call_from_any_thread_gives_the_bits_of_the_main_thread() -> None:
     assert (elsewhere == expected).all()
 
 
+def test_a_short_problem_runs_in_the_thread_that_asks() -> None:
+    threads = set()
+
+    def mask(i: np.ndarray, j: np.ndarray) -> Any:
+        threads.add(threading.get_ident())
+        return i >= j
+
+    x = np.ones((8, 40, 4))
+    topk_np.topk_attention(x, x, x, k=2, mask=mask, chunk_size=1, workers=4)
+    assert threads == {threading.get_ident()}
+
+
 def test_crews_that_two_threads_enter_and_leave_out_of_order_put_blas_back() -> None:
     before = blas_threads()
     inside, leave = threading.Event(), threading.Event()
