@@ -13,7 +13,8 @@ from topk_np.experiments import ExperimentError, relu, run
 from topk_np.experiments.names import Point
 from topk_np.tasks import Task
 from topk_np.tasks.listops import listops
-from topk_np.training import classifier, command
+from topk_np.training import classifier, command, load_params, save_params, tree_map
+from topk_np.training.records import CHECKPOINT
 from topk_np.training.steps import evaluate
 
 SMALL: dict[str, Any] = {"width": 8, "heads": 2, "hidden": 16, "batch": 4}
@@ -94,6 +95,15 @@ def test_without_a_run_one_is_trained_and_found_again(
     assert run("relu", out=tmp_path / "out", only="k = 4") == first
     assert calls == [False, True]
     assert (tmp_path / "topk_np_train" / "listops-relu").is_dir()
+
+
+def test_points_of_other_parameters_are_not_gone_on_with(trained: Path, tmp_path: Path) -> None:
+    run("relu", model=str(trained), out=tmp_path, only="k = 4")
+    tree, about = load_params(trained / CHECKPOINT)
+    tree["averaged"] = tree_map(lambda array: array * np.float32(1 + 1e-5), tree["averaged"])
+    save_params(trained / CHECKPOINT, tree, metadata=about)
+    with pytest.raises(ExperimentError, match="holds points with parameters"):
+        run("relu", model=str(trained), out=tmp_path)
 
 
 def test_a_folder_without_a_run_is_named(task: Task, tmp_path: Path) -> None:

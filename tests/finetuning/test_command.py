@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,15 @@ def test_a_run_leaves_what_was_trained_a_log_and_results(
 def test_what_was_trained_makes_the_model_that_was_tested_and_generates_with_it(
     usual: list[str], tiny: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*usual, "--lora", "3", "--steps", "8", "--out", "run"]) == 0
+    assert main([*usual, "--lora", "3", "--ffn-k", "9", "--steps", "8", "--out", "run"]) == 0
     found = json.loads((here / "run" / "results.json").read_text())
     adapter = Adapter.load(here / "run" / "adapter.safetensors")
-    model = adapter.apply(load_model(tiny))
-    tests = prepare(Settings.loads(json.dumps(found["settings"]))).texts.tests(16)
-    perplexity = steps.read(model, tests).perplexity
-    assert perplexity == found["held_out"]["dense"]["after"]["perplexity"]
+    work = prepare(Settings.loads(json.dumps(found["settings"])))
+    for path, factor in flatten(adapter.params).items():
+        assert not np.array_equal(factor, flatten(work.adapter.params)[path]), path
+    model, tests = adapter.apply(load_model(tiny)), work.texts.tests(16)
+    for name, own in (("dense", model), ("top-k", replace(model, ffn_k=9))):
+        assert steps.read(own, tests).perplexity == found["held_out"][name]["after"]["perplexity"]
     capsys.readouterr()
     writes = ["generate", "--model", str(tiny), "--prompt", "the", "--max-tokens", "9"]
     texts = []
@@ -112,12 +115,20 @@ def test_what_was_trained_makes_the_model_that_was_tested_and_generates_with_it(
 
 @pytest.mark.parametrize("options", [["--only", "norm", "layers.0.*"], ["--lora", "2"]])
 def test_a_run_in_two_parts_is_the_whole_run_bit_for_bit(
-    usual: list[str], here: Path, options: list[str]
+    usual: list[str], here: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
+    calls: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return loss_fwd(*arguments, **options)
+
+    monkeypatch.setattr(steps, "loss_fwd", counted)
     chosen = [*usual, "--attention-k", "4", "--evaluate-every", "3", *options]
     assert main([*chosen, "--steps", "6", "--out", "whole"]) == 0
     assert main([*chosen, "--steps", "3", "--out", "parts"]) == 0
     assert main([*chosen, "--steps", "6", "--out", "parts", "--resume"]) == 0
+    assert len(calls) == 6 + 6
     for file in (CHECKPOINT, "adapter.safetensors"):
         whole, parts = (flatten(load_params(here / f / file)[0]) for f in ("whole", "parts"))
         assert whole.keys() == parts.keys()

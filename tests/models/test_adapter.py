@@ -113,6 +113,15 @@ def test_merged_updates_are_those_of_the_hidden_states() -> None:
         np.testing.assert_allclose(x @ merged.T, beside, rtol=1e-10, atol=1e-12)
 
 
+def test_updates_are_scaled_by_alpha_over_the_rank_or_not_at_all() -> None:
+    model: Model[Any] = load_model(DATA / "llama")
+    made = (
+        Adapter.low_rank(model.params, np.random.default_rng(0), rank=4, alpha=alpha)
+        for alpha in (None, 8.0)
+    )
+    assert [adapter.scale for adapter in made] == [1.0, 2.0]
+
+
 def test_training_changes_the_factors_and_leaves_the_weights_alone() -> None:
     model: Model[Any] = load_model(DATA / "llama")
     before = {path: array.copy() for path, array in flatten(model.params).items()}

@@ -49,6 +49,7 @@ def prepare(model: str | None, /) -> Prepared:
     except (ParamsError, TrainError) as error:
         raise ExperimentError(f"--model: {error}") from error
     examples = task.test[:TESTED]
+    parameters = flatten(state.averaged).values()
     ks = [2**i for i in range(settings.hidden.bit_length()) if LEAST_K <= 2**i < settings.hidden]
     return Prepared(
         about={
@@ -56,7 +57,8 @@ def prepare(model: str | None, /) -> Prepared:
             "training": asdict(settings) | {"steps": state.step},
             "examples": len(examples),
             "baselines": task.baselines,
-            "tokens": digest([examples.tokens, *flatten(state.averaged).values()]),
+            "tokens": digest([examples.tokens]),
+            "parameters": digest([array.view(np.int32) for array in parameters]),
         },
         settings=[{}, *({"ffn_k": k} for k in ks)],
         measure=partial(measure, made, state.averaged, examples),

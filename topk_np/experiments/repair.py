@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = 30
-TESTS = 4  # sequences of the held-out text
-TRAINING = Settings(lora=8, batch=1, length=512, learning_rate=1e-3)
-SETTINGS: tuple[Setting, ...] = ({}, {"ffn_k": 512}, {"ffn_k": 256}, {"attention_k": 16})
+TESTS = 8  # sequences of the held-out text
+TRAINING = Settings(lora=8, batch=1, length=256, learning_rate=1e-3)
+SETTINGS: tuple[Setting, ...] = ({}, {"ffn_k": 512}, {"attention_k": 16}, {"ffn_k": 256})
 
 
 def prepare(model: str | None, /) -> Prepared:

@@ -145,7 +145,8 @@ def lora_fwd(weight: Array, a: Array, b: Array, /, *, scale: float) -> tuple[Arr
         )
     xp = array_namespace(weight, a, b)
     # 1 out = weight + scale b a
-    out = cast(xp, weight, a.dtype) + (scale * b) @ a
+    out = (scale * b) @ a
+    out += cast(xp, weight, a.dtype)
     return cast(xp, out, weight.dtype), LoRAResiduals(a, b, scale)
 
 
