@@ -107,7 +107,7 @@ def test_every_layer_keeps_its_own_k(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, watched)
         return ks
 
-    attention, ffn = watch(llama, "topk_attention"), watch(sublayers, "topk_ffn_fwd")
+    attention, ffn = watch(llama, "topk_attention"), watch(sublayers, "feed_forward_fwd")
     forward(with_k(attention_k={0: None, "rest": 3}, ffn_k=[9, 4]), TOKENS)
     assert (attention, ffn) == ([3], [9, 4])
 

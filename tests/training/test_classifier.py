@@ -87,6 +87,19 @@ def test_recomputed_gradients_are_those_kept_bit_for_bit() -> None:
         assert found[0][name].tobytes() == found[1][name].tobytes()
 
 
+def test_what_is_dropped_depends_on_a_seed_and_nothing_is_without() -> None:
+    model = replace(MODEL, block=BlockConfig(dropout=0.5))
+    params, tokens, lengths, _ = problem(model)
+    outs = [
+        classifier(tokens, params, model, lengths=lengths, dropout_seed=seed)
+        for seed in (None, 0, 0, 1)
+    ]
+    assert outs[1].tobytes() == outs[2].tobytes()
+    assert not np.allclose(outs[0], outs[1])
+    assert not np.allclose(outs[1], outs[3])
+    assert outs[0].tobytes() == classifier(tokens, params, MODEL, lengths=lengths).tobytes()
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_padding_counts_for_nothing(attention: str) -> None:
     model = replace(MODEL, block=BlockConfig(2, attention, k=2, features=8))

@@ -7,10 +7,10 @@ from typing import Any
 
 from topk_np import multihead_attention_bwd
 from topk_np._namespace import Array
-from topk_np.layers import layer_norm_bwd, layer_norm_fwd
+from topk_np.layers import feed_forward_bwd, layer_norm_bwd, layer_norm_fwd
 from topk_np.models.blocks import BlockGrads, Sublayer, weight_grads
 from topk_np.models.model import Params
-from topk_np.models.sublayers import Heads, Units, attention_fwd, ffn_bwd, ffn_fwd
+from topk_np.models.sublayers import Heads, Units, attention_fwd, ffn_fwd
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PostNormBlock:
         # 2
         norm, part = residuals["ffn"]
         dx, ffn_norm = norm_bwd(norm, dx)
-        dinner, ffn = ffn_bwd(part, dx)
+        dinner, ffn = feed_forward_bwd(part, dx)
         dx = dx + dinner
         # 1
         norm, part = residuals["attention"]

@@ -8,19 +8,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from topk_np import (
-    FFNGrads,
-    KVCache,
-    MultiheadWeights,
-    dense_attention_fwd,
-    dense_ffn_bwd,
-    dense_ffn_fwd,
-    topk_attention_fwd,
-    topk_ffn_bwd,
-    topk_ffn_fwd,
-)
+from topk_np import KVCache, MultiheadWeights, dense_attention_fwd, topk_attention_fwd
 from topk_np._namespace import Array
-from topk_np.ffn import TopKFFNResiduals
+from topk_np.layers import feed_forward_fwd
 from topk_np.layers.affine import affine
 from topk_np.layers.heads import merge_heads, split_heads
 from topk_np.layers.multihead import MultiheadResiduals
@@ -103,38 +93,13 @@ class Units:
 def ffn_fwd(
     x: Array, params: Params, how: Units, /, *, decoding: bool = False
 ) -> tuple[Array, Any]:
-    """All units, or the k best, and what `ffn_bwd` needs: None where `decoding`."""
-    keys, values = params["keys"], params["values"]
-    others = {name: params[name] for name in ("key_bias", "value_bias", "gate") if name in params}
+    """All units, or the k best, and what `feed_forward_bwd` needs: None where `decoding`."""
+    options: dict[str, Any] = {"activation": how.activation, "workers": how.workers}
     if how.k is not None:
         # Of ReLU's units both rules keep the same, and scores are at hand.
         plain = how.activation == "relu" and "gate" not in params
-        return topk_ffn_fwd(
-            x,
-            keys,
-            values,
-            k=how.k,
-            activation=how.activation,
-            select="score" if plain else how.select,
-            workers=how.workers,
-            **others,
-        )
+        select = "score" if plain else how.select
+        return feed_forward_fwd(x, params, k=how.k, select=select, **options)
     if decoding and math.prod(x.shape[:-1]) == 1:
         return one_row_ffn(x, params, how.activation, how.workers), None
-    return dense_ffn_fwd(
-        x,
-        keys,
-        values,
-        activation=how.activation,
-        chunk_size=CHUNK,
-        workers=how.workers,
-        **others,
-    )
-
-
-def ffn_bwd(residuals: Any, dout: Array, /) -> tuple[Array, Params]:
-    """Gradients of `ffn_fwd`: of x, and of the weights that there are."""
-    topk = isinstance(residuals, TopKFFNResiduals)
-    grads: FFNGrads = (topk_ffn_bwd if topk else dense_ffn_bwd)(residuals, dout)
-    weights = {name: d for name, d in grads._asdict().items() if name != "x" and d is not None}
-    return grads.x, weights
+    return feed_forward_fwd(x, params, chunk_size=CHUNK, **options)

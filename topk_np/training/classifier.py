@@ -21,6 +21,7 @@ from topk_np.layers import (
     embedding_fwd,
     encoder_block_bwd,
     encoder_block_fwd,
+    fold_seed,
     linear_bwd,
     linear_fwd,
     pool_bwd,
@@ -82,7 +83,13 @@ class ClassifierResiduals(NamedTuple):
 
 
 def classifier(
-    tokens: Array, params: Tree, model: Classifier, /, *, lengths: Array | None = None
+    tokens: Array,
+    params: Tree,
+    model: Classifier,
+    /,
+    *,
+    lengths: Array | None = None,
+    dropout_seed: int | None = None,
 ) -> Array:
     """
     The logits of each class, for sequences of tokens.
@@ -97,6 +104,8 @@ def classifier(
         What it is.
     lengths : integer array (B,), or (B, 2) for pairs, optional
         Tokens of each sequence without padding; by default all.
+    dropout_seed : int, optional
+        What the blocks drop depends on it; nothing is dropped without it, as when a model is used.
 
     Returns
     -------
@@ -119,11 +128,17 @@ def classifier(
     >>> classifier(np.array([[1, 2, 3, 0]]), params, model, lengths=np.array([3])).shape
     (1, 3)
     """
-    return classifier_fwd(tokens, params, model, lengths=lengths)[0]
+    return classifier_fwd(tokens, params, model, lengths=lengths, dropout_seed=dropout_seed)[0]
 
 
 def classifier_fwd(
-    tokens: Array, params: Tree, model: Classifier, /, *, lengths: Array | None = None
+    tokens: Array,
+    params: Tree,
+    model: Classifier,
+    /,
+    *,
+    lengths: Array | None = None,
+    dropout_seed: int | None = None,
 ) -> tuple[Array, ClassifierResiduals]:
     """
     `classifier`, and what its backward pass needs.
@@ -147,8 +162,9 @@ def classifier_fwd(
     rows, position_residuals = embedding_fwd(places, params["positions"])
     x = x + rows
     blocks = []
-    for block in params["blocks"].values():
-        x, residuals = encoder_block_fwd(x, block, model.block, lengths=lengths)
+    for i, block in enumerate(params["blocks"].values()):
+        seed = None if dropout_seed is None else fold_seed(dropout_seed, i)
+        x, residuals = encoder_block_fwd(x, block, model.block, lengths=lengths, dropout_seed=seed)
         blocks.append(residuals)
     x, norm_residuals = norm_fwd(model.block.norm, x, params["norm"])
     mask = None if lengths is None else places < lengths[..., None]
