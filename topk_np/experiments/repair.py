@@ -103,7 +103,7 @@ def table(points: Sequence[Point], /) -> str:
         found, setting = point.result, point.setting
         tuned_dense, share = "", ""
         if dense is not None:
-            tuned_dense = f"{_of(dense, setting):.2f}" if setting else f"{dense['after']:.2f}"
+            tuned_dense = f"{_of(dense, setting):.2f}"
             share = f"{repaired(found, dense):.0%}" if setting else ""
         before, after = f"{found['before']:.2f}", f"{found['after']:.2f}" if setting else ""
         rows.append([describe(setting), before, tuned_dense, after, share])
@@ -122,6 +122,8 @@ def repaired(found: Result, dense: Result, /) -> float:
 
 def _of(dense: Result, setting: Setting) -> float:
     """The perplexity of the dense tuned model when read with a setting."""
+    if not setting:
+        return float(dense["after"])
     return next(float(number) for other, number in dense["others"] if other == setting)
 
 
@@ -132,24 +134,22 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
         return {}
     from matplotlib.figure import Figure
 
-    from topk_np.training.plots import COLOURS, PALE, QUIET
+    from topk_np.training.plots import COLOURS, PALE
 
+    groups = []
+    for point in points:
+        found = [point.result["before"], _of(dense, point.setting), point.result["after"]]
+        groups.append(found if point.setting else found[:2])
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     axes = figure.subplots()
-    swapped = [point for point in points if point.setting]
-    series = {
-        "not tuned": ([p.result["before"] for p in swapped], PALE),
-        "tuned dense, then switched": ([_of(dense, p.setting) for p in swapped], COLOURS[1]),
-        "tuned with it": ([p.result["after"] for p in swapped], COLOURS[0]),
-    }
-    for place, (name, (heights, colour)) in enumerate(series.items()):
-        at = np.arange(len(swapped)) + 0.27 * (place - 1)
+    series = {"not tuned": PALE, "tuned dense": COLOURS[1], "tuned with it": COLOURS[0]}
+    for i, (name, colour) in enumerate(series.items()):
+        places = [place for place, group in enumerate(groups) if len(group) > i]
+        at = [place + 0.27 * (i - (len(groups[place]) - 1) / 2) for place in places]
+        heights = [groups[place][i] for place in places]
         bars = axes.bar(at, heights, 0.25, color=colour, label=name)
         axes.bar_label(bars, fmt="%.1f", padding=2, size=9)
-    for when, style in (("before", "--"), ("after", ":")):
-        words = f"dense, {'not tuned' if when == 'before' else 'tuned'}: {dense[when]:.1f}"
-        axes.axhline(dense[when], color=QUIET, linestyle=style, linewidth=1.2, label=words)
-    axes.set_xticks(range(len(swapped)), [label(point.setting) for point in swapped])
+    axes.set_xticks(range(len(points)), [label(point.setting) for point in points])
     axes.tick_params(axis="x", length=0)
     axes.set_title(f"Perplexity on held-out text, {STEPS} steps of low-rank updates")
     axes.legend()
