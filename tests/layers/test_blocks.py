@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +80,25 @@ def test_recomputation_gives_the_same_bits_and_keeps_nothing(block: Problem) -> 
         assert_same_bits(one, other)
     assert again.fwd(*again.arrays)[1].nbytes == 0
     assert block.fwd(*block.arrays)[1].nbytes > block.x.nbytes
+
+
+@ANY_WAY
+@PAIR
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_residuals_say_how_much_is_kept(attention: str, decoder: bool, norm_first: bool) -> None:
+    config = BlockConfig(2, attention, k=16, ffn_k=8, norm_first=norm_first)
+    rng = np.random.default_rng(0)
+    params = config.init(rng, width=32, hidden=32, context_width=32 if decoder else None)
+    x = rng.standard_normal((2, 512, 32), np.float32)
+    block = Problem(config, params, x, x.copy() if decoder else None)
+    block.fwd(*block.arrays)  # imports whatever is imported late
+    tracemalloc.start()
+    try:
+        out, residuals = block.fwd(*block.arrays)
+        held = tracemalloc.get_traced_memory()[0] - out.nbytes
+    finally:
+        tracemalloc.stop()
+    assert held == pytest.approx(residuals.nbytes, rel=0.03)
 
 
 @PAIR
