@@ -38,6 +38,14 @@ bench: $(call installed,bench) ## Measure time and memory against NumPy and PyTo
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(BIN)/python -m topk_np bench \
 	  --out docs/data/bench --plots docs/figures $(ARGS)
 
+# What is in docs/data/experiments is not measured again.
+.PHONY: experiments
+experiments: $(call installed,demo) ## Measure what top-k does to pretrained models, for the documentation
+	for name in perplexity passkey retrieval repair; do \
+	  $(BIN)/python -m topk_np experiment $$name \
+	    --out docs/data/experiments --plots docs/figures $(ARGS) || exit; \
+	done
+
 .PHONY: test
 test: $(call installed,test) ## Run the tests, with branch coverage
 	$(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal \

@@ -115,7 +115,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
 
     tries = len(points[0].result["right"])
     depths = (np.arange(tries) + 0.5) / tries
-    figure = Figure(figsize=(9, 1.6 + 0.36 * len(points)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.36 * len(points)), layout="constrained")
     axes = figure.subplots()
     for row, point in enumerate(points):
         right = np.array([mark == "+" for mark in point.result["right"]])
@@ -128,7 +128,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
             f"{point.result['found']} of {tries}", (1.03, row), va="center", annotation_clip=False
         )
     axes.set_yticks(range(len(points)), [describe(point.setting) for point in points])
-    axes.invert_yaxis()
+    axes.set_ylim(len(points) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["beginning", "middle", "end"])
     axes.set_xlabel(f"where the pass key is hidden in {TOKENS:,} tokens")

@@ -28,8 +28,10 @@ def curves(axes: Any, series: Mapping[str, Mapping[int, float]], /) -> None:
 
 
 def ratios(axes: Any, ticks: Sequence[float], /) -> None:
-    """A logarithmic axis of ratios to the dense model."""
+    """A logarithmic axis of ratios to the dense model, of which the first tick is that model."""
     axes.set_yscale("log")
+    low, high = ticks[0], ticks[-1]
+    axes.set_ylim(low * (low / high) ** 0.08, high)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
 
