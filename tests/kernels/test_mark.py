@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +13,15 @@ from hypothesis import strategies as st
 from tests.oracles import select_by_sorting
 from tests.strategies import scores_CN
 from topk_np.kernels.numpy_mark import mark
+
+
+@pytest.fixture(scope="module", autouse=True, params=["sorted", "partitioned"])
+def ordering(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether rows are sorted, or only partitioned where that is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        most = 2**20 if request.param == "sorted" else 0
+        patch.setattr("topk_np.kernels.numpy_mark.SORTED_BYTES", most)
+        yield
 
 
 def places(hits: np.ndarray) -> list[list[int]]:

@@ -15,7 +15,7 @@ from topk_np._namespace import Array
 from topk_np.kernels import Selection
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
-LEAST_GROUP = 8  # with smaller groups than this, partitioning the whole row is quicker
+LEAST_GROUP = 4  # with smaller groups than this, partitioning the whole row is quicker
 DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
 
 
