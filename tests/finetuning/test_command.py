@@ -155,7 +155,11 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(
     chosen = [*usual, "--lora", "1", "--steps", "5"]
     assert main([*chosen, "--out", "run"]) == 130
     assert "go on with --resume --out run" in capsys.readouterr().err
-    assert load_params(here / "run" / CHECKPOINT)[1]["step"] == "3"
+    checkpoint, about = load_params(here / "run" / CHECKPOINT)
+    assert about["step"] == "3"
+    adapter = Adapter.load(here / "run" / "adapter.safetensors")
+    for name, array in flatten(checkpoint["params"]).items():
+        assert np.array_equal(array, flatten(adapter.params)[name]), name
     assert main([*chosen, "--out", "run", "--resume"]) == 0
     assert main([*chosen, "--out", "whole"]) == 0
     assert repeatable(here / "run") == repeatable(here / "whole")

@@ -21,7 +21,7 @@ from topk_np.models.named import load_named
 from topk_np.training.folders import choose_folder, resumed
 from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
-from topk_np.training.records import State, read_log
+from topk_np.training.records import State, load_state, read_log
 from topk_np.training.settings import TrainError
 from topk_np.training.trees import flatten
 
@@ -73,7 +73,7 @@ def run(
     TrainError, ParamsError, AdapterError, ModelError, FetchError
         With a message of one line.
     KeyboardInterrupt
-        After Ctrl-C; the checkpoint is there then.
+        After Ctrl-C; the checkpoint and what was trained so far are there then.
     """
     import safetensors  # noqa: F401  not only when the first checkpoint is to be saved
     import tqdm  # noqa: F401
@@ -97,11 +97,15 @@ def run(
     print(f"Folder: {folder}")
     tests = work.texts.tests(chosen.length)
     before = _read(work.model, tests, "before")
-    state = train_with_bar(
-        work, state, folder, name=chosen.name, steps=steps, evaluate_every=evaluate_every
-    )
+    try:
+        state = train_with_bar(
+            work, state, folder, name=chosen.name, steps=steps, evaluate_every=evaluate_every
+        )
+    except KeyboardInterrupt:
+        _save(work, load_state(folder, like=state), folder)
+        raise
     memory = peak_memory()
-    work.trained(state).save(folder / ADAPTER, settings=chosen.dumps())
+    _save(work, state, folder)
     after = _read(work.tuned(state), tests, "after")
     tokens = sum(line.get("tokens", 0) for line in read_log(folder))
     found = {
@@ -141,6 +145,10 @@ def prepare(settings: Settings, /) -> FineTuning:
     except ValueError as error:  # a folder without a tokenizer
         raise TrainError(str(error)) from error
     return FineTuning(model, make_adapter(model, settings), texts, settings)
+
+
+def _save(work: FineTuning, state: State, folder: Path) -> None:
+    work.trained(state).save(folder / ADAPTER, settings=work.settings.dumps())
 
 
 def _read(model: Llama, tests: np.ndarray, when: str) -> dict[str, Reading]:
