@@ -30,7 +30,7 @@ class Letters(NoTokenizer):
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Bert:
     """The tiny model, with short reviews and few k."""
-    sizes = {"REVIEWS": 6, "TOKENS": 10, "BATCH": 4, "ATTENTION_KS": (3,), "FFN_KS": (16,)}
+    sizes = {"REVIEWS": 6, "TOKENS": 10, "BATCH": 4, "ATTENTION_KS": (3, 2), "FFN_KS": (16, 8)}
     for name, value in sizes.items():
         monkeypatch.setattr(retrieval, name, value)
     reviews = [
@@ -84,11 +84,13 @@ def test_all_settings_are_measured_shown_and_drawn(
     spied = SimpleNamespace(forward=forward, pooled=bert.pooled)
     monkeypatch.setattr(retrieval, "bert", spied)
     record = run("retrieval", out=tmp_path)
-    assert len(record.points) == 5
+    assert len(record.points) == 7
     assert list(dict.fromkeys(asked)) == [
         (None, None, "activation"),
         (3, None, "activation"),
+        (2, None, "activation"),
         (None, 16, "activation"),
+        (None, 8, "activation"),
         (None, 512, "score"),
         (64, 768, "activation"),
     ]
@@ -111,7 +113,7 @@ def test_top_1_as_dense_is_of_the_same_reviews() -> None:
         "| dense           | 0.500 |     1.000 |          1.000 |",
         "| attention k = 8 | 0.500 |     1.000 |          0.500 |",
     ]
-    assert retrieval.draw(points[1:]) == {}
+    assert retrieval.draw(points) == {}  # a curve has two points or more
 
 
 def test_missing_reviews_say_what_brings_them(

@@ -106,9 +106,10 @@ def read_all(
         "losses": [round(loss, 4) for loss in losses],
     }
     if mass_ks:
-        of_layers = np.mean(np.reshape(masses, (len(texts), -1, len(mass_ks))), axis=0)
+        layers = np.reshape(np.asarray(masses, float), (len(texts), -1, len(mass_ks)))
         result["kept_mass"] = {
-            str(k): np.round(of_layers[:, i], 4).tolist() for i, k in enumerate(mass_ks)
+            str(k): np.round(np.mean(layers[..., i], axis=0), 4).tolist()
+            for i, k in enumerate(mass_ks)
         }
     return result
 

@@ -139,7 +139,8 @@ def as_dense(points: Sequence[Point], /) -> list[float | None]:
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
     """What is found against k of attention, and of feed-forward layers."""
     dense = next((point.result for point in points if not point.setting), None)
-    if dense is None or len(points) < 2:
+    parts = [list(point.setting) for point in points]
+    if dense is None or min(parts.count([part]) for part in ("attention_k", "ffn_k")) < 2:
         return {}
     figure, panels = columns(2)
     for axes, part, title in (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
-from time import process_time
 
 from topk_np.bench.machine import describe_machine
 from topk_np.experiments.names import Experiment, ExperimentError, Prepared, find
@@ -93,9 +93,15 @@ def _measure(
     with tqdm(total=steps, desc=record.experiment, file=sys.stderr, leave=False) as bar:
         for setting in missing:
             bar.set_postfix_str(experiment.label(setting))
-            start = process_time()
+            start = cpu_seconds()
             result = prepared.measure(setting, bar.update)
-            record = record.with_point(setting, result, process_time() - start, machine)
+            record = record.with_point(setting, result, cpu_seconds() - start, machine)
             record = record.in_order(prepared.settings)
             record.save(path)
     return record
+
+
+def cpu_seconds() -> float:
+    """What this process has used so far, with those that it started and that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
