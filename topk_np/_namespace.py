@@ -217,7 +217,7 @@ def cast(xp: Namespace, array: Array, dtype: Any) -> Array:
 
 def cumulative_sum(xp: Namespace, matrix: Array) -> Array:
     """The running sums of each row of a matrix."""
-    return (xp.cumsum if is_numpy(xp) else xp.cumulative_sum)(matrix, axis=1)  # NumPy 2.0
+    return (xp.cumsum if is_numpy(xp) else xp.cumulative_sum)(matrix, axis=-1)  # NumPy 2.0
 
 
 def put(array: Array, index: Any, values: Array) -> Array:

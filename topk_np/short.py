@@ -222,7 +222,7 @@ def _add(problem: Problem, grad: Array, heads: slice, pieces: Array) -> None:
     """Add what each head contributes (G, n, ·) to the gradient of an input that heads share."""
     lead = grad.shape[:-2]
     total = grad.reshape(math.prod(lead), *grad.shape[-2:])
-    places = np.arange(total.shape[0]).reshape(lead, copy=False)
+    places = np.arange(total.shape[0]).reshape(lead)
     owners = np.broadcast_to(places, problem.batch).reshape(-1)[heads]
     for owner, piece in zip(owners, pieces, strict=True):
         total[owner, : piece.shape[0]] += piece

@@ -17,6 +17,7 @@ from topk_np._namespace import (
     check_floats,
     check_ndim,
     compute_dtype,
+    cumulative_sum,
     dtype_name,
     namespace_of,
     nbytes,
@@ -120,7 +121,7 @@ def pool_fwd(
             raise TypeError(f"mask must be boolean, got an array of dtype {mask.dtype}")
         check_broadcasts("mask", tuple(mask.shape), rows, "(..., N)")
         mask = xp.broadcast_to(plain(mask), (*mask.shape[:-1], rows[-1]))
-    before = xp.cumulative_sum(xp.astype(mask, xp.int64), axis=-1)
+    before = cumulative_sum(xp, xp.astype(mask, xp.int64))
     if how == "first":
         mask = mask & (before == 1)
         before = xp.astype(mask, xp.int64)
