@@ -45,8 +45,8 @@ def test_the_log_sum_exp_of_all_keys_has_the_gradient_of_the_dense_one(
     (_, _), residuals = topk_np.topk_attention_fwd(*inputs, **options, return_lse=True)
     found = topk_np.topk_attention_bwd(residuals, (dout, xp.asarray(dlse)))
     inputs, options, dout = problem.dense_on(xp)
-    (_, _), residuals = topk_np.dense_attention_fwd(*inputs, **options, return_lse=True)
-    wanted = topk_np.dense_attention_bwd(residuals, (dout, xp.asarray(dlse)))
+    (_, _), kept = topk_np.dense_attention_fwd(*inputs, **options, return_lse=True)
+    wanted = topk_np.dense_attention_bwd(kept, (dout, xp.asarray(dlse)))
     for one, other in zip(found, wanted, strict=True):
         if other is not None:
             assert_close(xp.to_numpy(one), xp.to_numpy(other), size=4 * problem.size)
