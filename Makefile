@@ -27,7 +27,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12      the Python that .venv is made with (3.11 or newer)'
-	@echo '  ARGS="--k 8 16 32"     further options for demo, the tests, bench and notebooks'
+	@echo '  ARGS="--k 8 16 32"     further options for demo, the tests, bench, mutants, ...'
 	@echo '  CUPY_CPU_WHEEL=FILE    a wheel of the CPU build of CuPy, where there is one already'
 	@echo '  PROFILE=thorough       how hard the property tests try: dev, ci or thorough'
 	@echo '  TOPK_NP_EXAMPLES=10000 how many problems the thorough profile draws for each property (1000)'
@@ -98,6 +98,12 @@ test-dist: dist ## Run the tests that are in the source distribution on the whee
 	  "$$(echo dist/topk_np-*.whl)[test]"
 	cd build/dist && .venv/bin/python -m pytest -n auto --maxprocesses=8 --dist worksteal \
 	  --hypothesis-profile=$(PROFILE) $(ARGS)
+
+# It goes on where it stopped: ARGS="--fresh --count 500" begins anew.
+.PHONY: mutants
+mutants: $(call installed,mutants) ## See whether the tests notice small changes to the code
+	$(BIN)/python -m tests.mutants $(ARGS)
+	$(BIN)/python docs/tables/mutation.py
 
 # CuPy's CPU build (tests/cupy_cpu): its wheel is built where there is none, and kept for all
 # checkouts; the environment is one of its own, as it must never meet the real CuPy.

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 import topk_np.chunking
 import topk_np.gradients
 import topk_np.kernels.numpy
 import topk_np.kernels.numpy_select
 import topk_np.problem
+import topk_np.terms
 from tests.backends import Backend, selected_backends
 
 # The sizes from which work is cut up, and what they are where small problems shall be cut too.
@@ -37,6 +38,7 @@ TINY_PLANS = {
     topk_np.kernels.numpy: {"GATHERED_BYTES": 64},
     topk_np.kernels.numpy_select: {"GROUPS_PER_SLOT": 2, "LEAST_GROUP": 2, "DENSE_HITS": 3},
     topk_np.problem: {"WORTH_THREADS": 0},
+    topk_np.terms: {"DENSE_BLOCK": 3},
 }
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.differing_executors]
@@ -53,6 +55,16 @@ settings.register_profile(
 # For CuPy's CPU build, whose kernels take a while.
 settings.register_profile(
     "cupy", max_examples=10, deadline=None, derandomize=True, suppress_health_check=_QUIET
+)
+# For `make mutants`, which runs a part of the suite hundreds of times: always the same examples.
+settings.register_profile(
+    "mutants",
+    max_examples=6,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=_QUIET,
 )
 settings.load_profile(os.environ.get("TOPK_NP_PROFILE", "dev"))
 

@@ -262,3 +262,15 @@ def test_an_infinite_weight_times_an_infinite_value_is_infinite_dense_too() -> N
     inf = np.full((1, 1), np.inf)
     assert topk_np.dense_ffn(inf, np.ones((1, 1)), inf, activation="identity") == np.inf
     assert topk_np.topk_ffn(inf, np.ones((1, 1)), inf, activation="identity", k=1) == np.inf
+
+
+def test_the_score_of_an_unused_slot_is_minus_infinity(xp: Backend) -> None:
+    x, keys = np.random.default_rng(0).standard_normal((2, 4, 3))
+    bias = xp.asarray(np.where(np.arange(4) == 2, -np.inf, 0.0))
+    arrays = xp.arrays(x, keys, keys)
+    _, residuals = topk_np.topk_ffn_fwd(
+        *arrays, k=4, activation="gelu", key_bias=bias, select="activation"
+    )
+    unused = xp.to_numpy(residuals.indices) < 0
+    assert unused.sum(axis=1).tolist() == [1] * 4
+    assert (xp.to_numpy(residuals.scores)[unused] == -np.inf).all()

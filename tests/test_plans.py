@@ -42,6 +42,11 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
         64 * MIB,
         Chunks(32, 3000, 121, 1, 8286976),
     ),
+    "many-slots-little-memory": (
+        {**LONG, "keys": 2**16, "slots": 400},
+        8 * MIB,
+        Chunks(16, 1600, 60, 1, 1045504),
+    ),
     "wide": (
         {**LONG, "queries": 300, "width": 4096, "slots": 512},
         64 * MIB,
@@ -105,6 +110,8 @@ def test_a_plan_changes_on_purpose_or_not_at_all(name: str) -> None:
 
 def test_a_given_chunk_size_is_that_of_both_passes() -> None:
     assert plan_chunks(Sizes(**LONG), chunk_size=100) == Chunks(100, 4096, 100, 1, 3106944)
+    few = {**LONG, "slots": 8}  # then many queries leave little room for keys
+    assert plan_chunks(Sizes(**few), 2048, 16 * MIB) == Chunks(256, 512, 256, 1, 1294336)
 
 
 def test_the_budget_is_64_mib_unless_told_otherwise() -> None:

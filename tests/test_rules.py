@@ -82,3 +82,18 @@ def test_the_best_are_kept_beside_those_that_always_are(
         for i, row in enumerate(indices):
             wanted = kept_by_loops(key @ query[i], i + offset, rule, always)
             assert row[row >= 0].tolist() == wanted
+
+
+def test_short_heads_taken_together_always_keep_their_own_keys(xp: Backend) -> None:
+    rng = np.random.default_rng(0)
+    query, key = rng.standard_normal((20, 2, 4)), rng.standard_normal((20, 7, 4))
+    offsets = np.arange(20) % 6
+    options: dict[str, Any] = {"k": 1, "always_keep": (1, 2)}
+    given = xp.arrays(query, key, key)
+    _, together = topk_np.topk_attention_fwd(*given, **options, query_offset=xp.asarray(offsets))
+    for head, offset in enumerate(offsets.tolist()):
+        own = xp.arrays(query[head], key[head], key[head])
+        _, alone = topk_np.topk_attention_fwd(*own, **options, query_offset=offset)
+        found, wanted = (xp.to_numpy(residuals.indices) for residuals in (together, alone))
+        np.testing.assert_array_equal(found[head], wanted)
+        assert set(offset + np.arange(2)) <= set(found[head].ravel().tolist())

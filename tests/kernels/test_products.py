@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,9 +16,12 @@ from tests.kernels.engines import Engine, each_engine
 from tests.oracles import assert_close
 from tests.strategies import seeds, sparse_CK_of_N
 
+ONE_SLOT = np.array([[1], [0], [-1]], np.int32), np.array([1, 1, 0], np.int32), 2
+
 
 @each_engine
 @given(sparse=sparse_CK_of_N(), seed=seeds)
+@example(sparse=ONE_SLOT, seed=0)
 def test_add_slots_adds_the_used_slots_where_they_belong(
     engine: Engine, sparse: Any, seed: int
 ) -> None:
@@ -110,6 +113,7 @@ def test_hide_outside_leaves_a_band_along_the_diagonal(
 
 @each_engine
 @given(sparse=sparse_CK_of_N(), seed=seeds)
+@example(sparse=ONE_SLOT, seed=0)
 def test_take_slots_reads_the_used_slots_and_is_zero_in_the_others(
     engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int
 ) -> None:
@@ -127,6 +131,7 @@ layouts = st.sampled_from([np.ascontiguousarray, np.asfortranarray])
 
 @each_engine
 @given(sparse=sparse_CK_of_N(), seed=seeds, layout=layouts)
+@example(sparse=ONE_SLOT, seed=0, layout=np.ascontiguousarray)
 def test_gather_matmul_sums_the_used_slots_alone(
     engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int, layout: Any
 ) -> None:
@@ -142,6 +147,7 @@ def test_gather_matmul_sums_the_used_slots_alone(
 
 @each_engine
 @given(sparse=sparse_CK_of_N(), seed=seeds, layout=layouts)
+@example(sparse=ONE_SLOT, seed=0, layout=np.ascontiguousarray)
 def test_sampled_matmul_is_the_dot_products_and_zero_in_unused_slots(
     engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int, layout: Any
 ) -> None:
@@ -157,6 +163,7 @@ def test_sampled_matmul_is_the_dot_products_and_zero_in_unused_slots(
 
 @each_engine
 @given(sparse=sparse_CK_of_N(), seed=seeds)
+@example(sparse=ONE_SLOT, seed=0)
 def test_scatter_matmul_adds_the_used_slots_to_out(
     engine: Engine, sparse: tuple[np.ndarray, np.ndarray, int], seed: int
 ) -> None:
