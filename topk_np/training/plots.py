@@ -105,9 +105,9 @@ def _baselines(axes: Any, baselines: Mapping[str, float]) -> None:
         axes.axhline(accuracy, color=QUIET, linestyle="--", linewidth=1)
         axes.annotate(
             name,
-            (0.995, accuracy),
+            (0.005, accuracy),
             xycoords=("axes fraction", "data"),
-            ha="right",
+            ha="left",
             va="bottom",
             size=9,
             color=QUIET,
