@@ -123,6 +123,19 @@ def test_an_executor_that_was_shut_down_is_named() -> None:
         both_ways(pool)
 
 
+def test_a_thread_of_our_own_that_cannot_start_is_no_fault_of_the_callers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with two_blas_threads():
+        with pytest.raises(RuntimeError, match=r"^can't start new thread$"):
+            both_ways()
+        assert blas_threads() == {2}
+
+
 def test_an_executor_whose_threads_cannot_start_is_named() -> None:
     def fails() -> None:
         raise OSError("no more threads")

@@ -151,6 +151,23 @@ def test_scores_of_any_size_have_their_softmax(size: float, dtype: type) -> None
     assert_all_close(run.grads, wanted.grads, size=100 * max(1.0, size) ** 2)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_values_are_averaged_where_all_scores_are_low(dtype: type) -> None:
+    """A row's weights before their division are then smaller than what a product can hold."""
+    query, key = np.full((2, 1, 1), -39, dtype), np.ones((2, 2, 1), dtype)
+    value = np.full((2, 2, 1), 1e3 * float(np.finfo(dtype).tiny), dtype)
+    out, residuals = topk_np.topk_attention_fwd(query, key, value, k=1)
+    assert residuals.chunks.short
+    np.testing.assert_allclose(out, value[:, :1], rtol=1e-5)
+
+
+def test_a_masked_row_of_nan_has_no_mass_where_values_have_no_width() -> None:
+    query, key = np.full((1, 1, 1), np.nan), np.ones((1, 2, 1))
+    options: dict[str, Any] = {"is_causal": True, "query_offset": -1, "return_lse": True}
+    _, lse = topk_np.topk_attention(query, key, np.ones((1, 2, 0)), k=1, **options)
+    assert lse.tolist() == [[-np.inf]]
+
+
 def test_half_precision_is_computed_in_single() -> None:
     narrow = batch().astype(np.float16)
     run, wanted = calls.topk_attention(narrow), calls.topk_attention(narrow.astype(np.float32))
@@ -194,9 +211,11 @@ def test_strided_inputs_give_what_plain_ones_give() -> None:
         assert_all_close(run.grads, expected.grads, size=100.0)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["own-keys", "shared-keys"])
-def test_many_short_heads_stay_within_the_budget(shared: bool) -> None:
-    query = normal(2048, 16, 8)
+@pytest.mark.parametrize(
+    ("shared", "dtype"), [(False, np.float32), (True, np.float32), (False, np.float16)]
+)
+def test_many_short_heads_stay_within_the_budget(shared: bool, dtype: type) -> None:
+    query = normal(2048, 16, 8, dtype=dtype)
     key = query[:1] if shared else query
     budget = 2**20
     topk_np.topk_attention(

@@ -125,6 +125,8 @@ def plan(
     -----
     What further options hold is not counted: with `p` let `k` be `max_k`, with `always_keep` add
     its keys to `k`. Dropout, a `T5Bias`, a bias function and `p` make the call's chunks smaller.
+    Where heads are short, the plan is that of attention without options that go head by head;
+    others, and feed-forward layers, may hold twice as much there.
 
     Examples
     --------
@@ -211,9 +213,10 @@ def _short_scratch(sizes: Sizes, chunks: Chunks, threads: int, copies: int) -> t
     """The same for stacks of short heads, of each of which `copies` bytes are copied."""
     copies *= chunks.heads
     busy, held = (_at_once(sizes, chunks, sizes.queries, most) for most in (threads, sizes.tasks))
+    added = 0 if sizes.narrow else held * copies  # where heads share an input; halves never do
     return (
         busy * (sizes.short_forward_bytes(chunks.heads) + copies),
-        busy * (sizes.short_backward_bytes(chunks.heads) + copies) + held * copies,
+        busy * (sizes.short_backward_bytes(chunks.heads) + copies) + added,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from topk_np._namespace import Array, Filled, cast
 from topk_np.chunking import Chunks, slices
 from topk_np.core import Kept
-from topk_np.kernels.numpy import LEAST_EXPONENT, MOST_EXPONENT, softmax
+from topk_np.kernels.numpy import MOST_EXPONENT, softmax
 from topk_np.kernels.numpy_mark import mark
 from topk_np.packs import allowed_pairs, matrices
 from topk_np.problem import Problem
@@ -55,10 +55,11 @@ def forward(
             return False
         if kept is not None:
             _keep(problem, kept, heads, rows, marked.hits, counts)
-        # 3  weights = softmax(best), but for the division by their total; where exp loses nothing,
-        #    without taking off the largest of each row
+        # 3  weights = softmax(best), but for the division by their total; where the largest of each
+        #    row is neither negative, which makes totals at least 1, nor too much for exp, without
+        #    taking it off
         late, shift = problem.late_scale, marked.largest
-        if marked.least * late > LEAST_EXPONENT and shift.max() * late < MOST_EXPONENT:
+        if shift.min() >= 0 and shift.max() * late < MOST_EXPONENT:
             shift = np.zeros_like(shift)
         else:
             rows -= shift
@@ -76,7 +77,7 @@ def forward(
         piece /= totals
         if piece is not own:
             own[...] = piece
-        return _finite(piece)
+        return _finite(piece) and _finite(totals)
 
     with problem.crew(workers) as crew:
         done = crew.map(work, slices(math.prod(problem.batch), chunks.heads))
@@ -129,7 +130,8 @@ def backward(
         room[places] = dweights
         pieces["query"] = product("query", heads, matrix, stack.key)
         pieces["key"] = product("key", heads, matrix.mT, stack.query)
-        return pieces if all(map(_finite, pieces.values())) else None
+        finite = all(map(_finite, pieces.values()))
+        return {name: pieces[name] for name in shared} if finite else None
 
     def product(name: str, heads: slice, left: Array, right: Array) -> Array:
         """A product of stacks, which is in its place already where heads do not share it."""

@@ -159,7 +159,7 @@ class Crew:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
         futures: list[Future[None]] = []
         try:
-            futures.extend(_submit(self._pool, work, 1 + i) for i in range(helpers))
+            futures.extend(self._submit(self._pool, work, 1 + i) for i in range(helpers))
             work(0)
         except BaseException:
             stop.set()
@@ -171,14 +171,15 @@ class Crew:
             if error is not None:
                 raise error
 
-
-def _submit(pool: Executor, work: Callable[[int], None], worker: int) -> Future[None]:
-    try:
-        return pool.submit(work, worker)
-    except RuntimeError as error:  # it was shut down, or one of its threads could not start
-        raise RuntimeError(
-            f"workers must be an executor that takes work, got {type(pool).__name__}: {error}"
-        ) from error
+    def _submit(self, pool: Executor, work: Callable[[int], None], worker: int) -> Future[None]:
+        try:
+            return pool.submit(work, worker)
+        except RuntimeError as error:  # it was shut down, or one of its threads could not start
+            if pool is self._own_pool:
+                raise
+            raise RuntimeError(
+                f"workers must be an executor that takes work, got {type(pool).__name__}: {error}"
+            ) from error
 
 
 class _BlasGuard:

@@ -14,8 +14,9 @@ from topk_np.training import flatten
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"attention": "full"}, ValueError, r"attention must be one of dense, chunked, .* 'full'"),
-        ({"norm": "batch"}, ValueError, r"norm must be one of layer, rms, got 'batch'"),
+        ({"attention": "full"}, ValueError, r"attention must be one of 'dense', .* 'full'"),
+        ({"attention": ["topk"]}, TypeError, r"attention must be one of 'dense', .* \(list\)"),
+        ({"norm": "batch"}, ValueError, r"norm must be one of 'layer', 'rms', got 'batch'"),
         ({"dropout": 1.0}, ValueError, r"dropout must be at least 0 and below 1, got 1.0"),
         ({"dropout": "0.1"}, TypeError, r"dropout must be a real number"),
     ],

@@ -225,6 +225,20 @@ def test_bad_arguments_are_named() -> None:
         decoder_block(decoder.x, decoder.x, encoder.params, config)
     with pytest.raises(ValueError, match=r"params must have .* got none"):
         encoder_block(encoder.x, {}, config)
+    with pytest.raises(TypeError, match=r"params must be a dict of arrays, got NoneType"):
+        encoder_block(encoder.x, None, config)  # type: ignore[arg-type]
+    for part, names, message in (
+        ("ffn_norm", ["weight"], "must have 'weight', 'bias', got 'weight'"),
+        ("attention", ["query", "key", "value"], "must have 'query', .* got 'query', 'key', 'val"),
+        (
+            "attention",
+            [*encoder.params["attention"], "gate"],
+            "must .* their biases, got .*'gate'",
+        ),
+    ):
+        own = {name: encoder.params[part].get(name) for name in names}
+        with pytest.raises(ValueError, match=rf"params\['{part}'\] {message}"):
+            encoder_block(encoder.x, {**encoder.params, part: own}, config)
     residuals: Any = encoder_block_fwd(encoder.x, encoder.params, config)[1]
     with pytest.raises(TypeError, match="residuals must come from decoder_block_fwd, got Encoder"):
         decoder_block_bwd(residuals, encoder.x)

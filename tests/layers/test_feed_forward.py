@@ -72,5 +72,12 @@ def test_names_that_are_missing_or_unknown_are_refused(names: tuple[str, ...]) -
 
 def test_residuals_of_another_function_are_refused() -> None:
     other: Any = (np.eye(2),)
-    with pytest.raises(TypeError, match="residuals must come from"):
+    with pytest.raises(TypeError, match="residuals must come from feed_forward_fwd, got tuple"):
         feed_forward_bwd(other, np.eye(2))
+
+
+def test_a_rule_that_does_not_exist_is_refused_also_where_all_units_are_used() -> None:
+    params = {"keys": np.eye(2), "values": np.eye(2)}
+    for k in (None, 1):
+        with pytest.raises(ValueError, match="select must be one of 'activation', 'score', got"):
+            feed_forward(np.eye(2), params, k=k, select="best")

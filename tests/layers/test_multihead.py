@@ -261,7 +261,8 @@ def test_the_way_to_attend_is_chosen_by_name_or_by_its_rule() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"attention": "full"}, ValueError, "attention must be one of dense, chunked, topk, perf"),
+        ({"attention": "full"}, ValueError, "attention must be one of 'dense', 'chunked', "),
+        ({"attention": "chunked", "chunk_size": 0}, ValueError, "chunk_size must be at least 1"),
         ({"attention": "topk"}, TypeError, "k must be an integer, or p be given"),
         ({"attention": "rfa", "k": 2}, ValueError, "k must be None with attention='rfa'"),
         ({"attention": "dense", "p": 0.5}, ValueError, "p must be None with attention='dense'"),

@@ -39,6 +39,14 @@ def test_the_forward_function_runs_once_more_for_each_way_back() -> None:
     assert calls == [{"rate": 0.5, "seed": 3}] * 3
 
 
+def test_residuals_of_another_function_are_refused() -> None:
+    _, bwd = recomputed(dropout_fwd, dropout_bwd)
+    out, kept = dropout_fwd(np.ones(8), rate=0.5, seed=3)
+    other: Any = kept
+    with pytest.raises(TypeError, match="residuals must come from the forward function of this"):
+        bwd(other, out)
+
+
 def test_what_cannot_be_called_is_refused() -> None:
     other: Any = 3
     with pytest.raises(TypeError, match="bwd must be callable, got int"):

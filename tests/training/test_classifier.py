@@ -127,3 +127,17 @@ def test_topk_with_all_keys_and_chunks_are_dense(xp: Backend) -> None:
     )
     for other in others:
         assert_close(other, dense, size=100.0)
+
+
+def test_blocks_are_taken_by_number_whatever_their_order() -> None:
+    """A file gives them by name, in which "10" comes before "2"."""
+    model = replace(MODEL, layers=12)
+    params, tokens, lengths, dlogits = problem(model)
+    by_name = {**params, "blocks": dict(sorted(params["blocks"].items()))}
+    assert list(by_name["blocks"])[:3] == ["0", "1", "10"]
+    logits, residuals = classifier_fwd(tokens, params, model, lengths=lengths)
+    again, others = classifier_fwd(tokens, by_name, model, lengths=lengths)
+    np.testing.assert_array_equal(again, logits)
+    grads, same = (flatten(classifier_bwd(kept, dlogits)) for kept in (residuals, others))
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(same[name], grad)

@@ -23,8 +23,6 @@ class Marked(NamedTuple):
     """(R, n) bool: which they are."""
     largest: Array
     """(R, 1) the largest score of each row; 0 where nothing is marked."""
-    least: float
-    """The least score of all that are marked; +inf if there is none."""
 
 
 def mark(scores: Array, counts: int | Array) -> Marked | None:
@@ -56,7 +54,7 @@ def mark(scores: Array, counts: int | Array) -> Marked | None:
     hits = scores >= floor
     if np.count_nonzero(hits) > wanted:
         _drop_ties(scores, floor, hits, counts)
-    return Marked(hits, largest, float(least))
+    return Marked(hits, largest)
 
 
 def _drop_ties(scores: Array, floor: Array, hits: Array, counts: int | Array) -> None:

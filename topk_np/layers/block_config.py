@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from topk_np._namespace import check_number
+from topk_np._namespace import check_choice, check_number
 from topk_np.layers.initial import glorot
 from topk_np.layers.named_norm import NORMS, init_norm
 from topk_np.layers.ways import check_way
@@ -51,7 +51,7 @@ class BlockConfig:
     Raises
     ------
     TypeError
-        If `dropout` is not a number.
+        If `dropout` is not a number, or a name is not a string.
     ValueError
         If a name is unknown, or `dropout` is out of its range.
     """
@@ -74,8 +74,7 @@ class BlockConfig:
     def __post_init__(self) -> None:
         """Check names and the rate of dropout; layers check the rest."""
         check_way(self.attention)
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        check_choice("norm", self.norm, NORMS)
         if not 0 <= check_number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from topk_np._namespace import Array
-from topk_np.layers.block_config import BlockConfig
+from topk_np.layers.block_config import PROJECTIONS, BlockConfig
 from topk_np.layers.dropout import fold_seed
 from topk_np.layers.feed_forward import feed_forward_fwd
 from topk_np.layers.multihead import (
@@ -14,6 +14,7 @@ from topk_np.layers.multihead import (
     multihead_attention_bwd,
     multihead_attention_fwd,
 )
+from topk_np.layers.named_norm import init_norm
 from topk_np.layers.projections import MultiheadWeights
 from topk_np.layers.residual import Params
 
@@ -67,9 +68,29 @@ def check_block(params: Params, config: BlockConfig, parts: Sequence[str], /) ->
     """Check that there is a config, and parameters of each part and its norm."""
     if not isinstance(config, BlockConfig):
         raise TypeError(f"config must be a BlockConfig, got {type(config).__name__}")
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a dict of arrays, got {type(params).__name__}")
     wanted = [name for part in parts for name in (f"{part}_norm", part)]
     if sorted(params) != sorted(wanted):
         raise ValueError(
             f"params must have {', '.join(map(repr, wanted))}, "
+            f"got {', '.join(map(repr, params)) or 'none'}"
+        )
+    for part in parts:
+        norm = tuple(init_norm(config.norm, 0))
+        _check_names(f"{part}_norm", params[f"{part}_norm"], norm)
+        if part != "ffn":
+            _check_names(part, params[part], PROJECTIONS, MultiheadWeights._fields)
+
+
+def _check_names(
+    part: str, params: Params, needed: Sequence[str], known: Sequence[str] | None = None
+) -> None:
+    """Check the names of a part's parameters; by default the needed ones are all that are known."""
+    known = needed if known is None else known
+    if not set(needed) <= set(params) <= set(known):
+        raise ValueError(
+            f"params[{part!r}] must have {', '.join(map(repr, needed))}"
+            f"{'' if known == needed else ', and may have their biases'}, "
             f"got {', '.join(map(repr, params)) or 'none'}"
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from topk_np._namespace import Array
+from topk_np._namespace import Array, check_choice
 from topk_np.dense.ffn import DenseFFNResiduals, dense_ffn, dense_ffn_bwd, dense_ffn_fwd
 from topk_np.ffn import FFNGrads, TopKFFNResiduals, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
+from topk_np.inputs import SELECTS
+from topk_np.layers.rows import check_residuals
 
 
 class FeedForwardGrads(NamedTuple):
@@ -66,7 +68,7 @@ def feed_forward(
     >>> feed_forward(np.array([[2.0, 1.0]]), params, activation="silu").round(2)
     array([[5.72, 2.86]])
     """
-    keys, values, others = _named(params)
+    keys, values, others = _named(params, select)
     if k is None:
         return dense_ffn(x, keys, values, **others, **options)
     return topk_ffn(x, keys, values, k=k, select=select, **others, **options)
@@ -102,7 +104,7 @@ def feed_forward_fwd(
     >>> residuals.indices.tolist()
     [[0], [1], [2], [3]]
     """
-    keys, values, others = _named(params)
+    keys, values, others = _named(params, select)
     if k is None:
         return dense_ffn_fwd(x, keys, values, **others, **options)
     return topk_ffn_fwd(x, keys, values, k=k, select=select, **others, **options)
@@ -145,14 +147,16 @@ def feed_forward_bwd(
            [0., 0.]])
     """
     topk = isinstance(residuals, TopKFFNResiduals)
+    check_residuals(residuals, TopKFFNResiduals if topk else DenseFFNResiduals, "feed_forward_fwd")
     backward: Any = topk_ffn_bwd if topk else dense_ffn_bwd
     grads: FFNGrads = backward(residuals, dout)
     named = {name: grad for name, grad in grads._asdict().items() if grad is not None}
     return FeedForwardGrads(named.pop("x"), named)
 
 
-def _named(params: Mapping[str, Array]) -> tuple[Array, Array, dict[str, Array]]:
-    """Keys, values, and whatever else there is."""
+def _named(params: Mapping[str, Array], select: str) -> tuple[Array, Array, dict[str, Array]]:
+    """Keys, values, and whatever else there is, checked as `select` is."""
+    check_choice("select", select, SELECTS)
     missing = [name for name in ("keys", "values") if name not in params]
     wrong = [name for name in params if name not in FFNGrads._fields[1:]]
     if missing or wrong:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from topk_np._namespace import Array
 from topk_np._vjp import check_pair
+from topk_np.layers.rows import check_residuals
 
 Grads = TypeVar("Grads")
 
@@ -80,7 +81,11 @@ def recomputed(
         out, _ = fwd(*arguments, **options)
         return out, Recomputed(fwd, arguments, options)
 
-    return keep_inputs, lambda kept, dout: bwd(kept.residuals(), dout)
+    def make_again(kept: Recomputed, dout: Array) -> Grads:
+        check_residuals(kept, Recomputed, "the forward function of this pair")
+        return bwd(kept.residuals(), dout)
+
+    return keep_inputs, make_again
 
 
 def made_again(residuals: Any, /) -> Any:

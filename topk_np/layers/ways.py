@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from topk_np._namespace import Array
+from topk_np._namespace import Array, check_choice
 from topk_np.attention import (
     TopKAttentionResiduals,
     topk_attention,
@@ -75,15 +75,16 @@ def choose(
         raise ValueError(
             f"{ranking} must be None with attention={attention!r}, which ranks no keys"
         )
-    elif attention == "chunked" and not (options.get("chunk_size") or options.get("memory_budget")):
+    elif attention == "chunked" and all(
+        options.get(name) is None for name in ("chunk_size", "memory_budget")
+    ):
         options = {**options, "chunk_size": CHUNK}
     return WAYS[attention], options
 
 
 def check_way(attention: str) -> None:
     """Check that this is the name of a way to attend."""
-    if attention not in WAYS:
-        raise ValueError(f"attention must be one of {', '.join(WAYS)}, got {attention!r}")
+    check_choice("attention", attention, tuple(WAYS))
 
 
 def attend_bwd(residuals: AttentionResiduals, dout: Array, /) -> Any:

@@ -50,7 +50,7 @@ class Classifier:
     """How its blocks compute."""
 
     def init(self, rng: np.random.Generator, /) -> dict[str, Any]:
-        """Parameters to start from, float32: matrices as Glorot and Bengio 2010, no biases."""
+        """Parameters to start from, float32: matrices as Glorot and Bengio 2010, biases 0."""
 
         def table(rows: int) -> np.ndarray:
             return (rng.standard_normal((rows, self.width)) * 0.1).astype(np.float32)
@@ -162,7 +162,8 @@ def classifier_fwd(
     rows, position_residuals = embedding_fwd(places, params["positions"])
     x = x + rows
     blocks = []
-    for i, block in enumerate(params["blocks"].values()):
+    for i in range(len(params["blocks"])):  # by number: files have them by name
+        block = params["blocks"][str(i)]
         seed = None if dropout_seed is None else fold_seed(dropout_seed, i)
         x, residuals = encoder_block_fwd(x, block, model.block, lengths=lengths, dropout_seed=seed)
         blocks.append(residuals)
