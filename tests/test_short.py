@@ -154,8 +154,8 @@ def test_scores_of_any_size_have_their_softmax(size: float, dtype: type) -> None
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_small_values_are_averaged_where_all_scores_are_low(dtype: type) -> None:
     """A row's weights before their division are then smaller than what a product can hold."""
-    query, key = np.full((2, 1, 1), -39, dtype), np.ones((2, 2, 1), dtype)
-    value = np.full((2, 2, 1), 1e3 * float(np.finfo(dtype).tiny), dtype)
+    ones: list[np.ndarray] = [np.ones((2, rows, 1)).astype(dtype) for rows in (1, 2, 2)]
+    query, key, value = -39 * ones[0], ones[1], 1e3 * float(np.finfo(dtype).tiny) * ones[2]
     out, residuals = topk_np.topk_attention_fwd(query, key, value, k=1)
     assert residuals.chunks.short
     np.testing.assert_allclose(out, value[:, :1], rtol=1e-5)

@@ -114,6 +114,17 @@ def test_a_folder_without_a_run_is_named(task: Task, tmp_path: Path) -> None:
         run("relu", model=str(tmp_path), out=tmp_path)
 
 
+def test_a_run_of_its_own_that_is_damaged_is_named(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "topk_np_train" / "listops-relu"
+    own.mkdir(parents=True)
+    (own / "checkpoint.safetensors").write_bytes(b"no")
+    with pytest.raises(ExperimentError, match=r"^topk_np_train.*damaged or not a safetensors file"):
+        run("relu", out=tmp_path)
+
+
 def test_the_table_says_of_how_many_tokens_all_active_units_are_kept() -> None:
     active = [[0, 3, 1, 0, 0], [0, 0, 2, 1, 1]]
     dense = Point({}, {"accuracy": 0.75, "loss": 0.5, "active": active}, 0.0, 0)

@@ -111,6 +111,27 @@ def test_show_measures_nothing(squares: Squares, capsys: pytest.CaptureFixture[s
     assert "| number 2 |      4 |" in capsys.readouterr().out
 
 
+def test_points_of_another_experiment_are_not_shown(
+    squares: Squares, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("perplexity", out=Path("a"), only="number 2")
+    Path("a/perplexity.json").rename("a/passkey.json")
+    capsys.readouterr()
+    assert fails(capsys, "experiment", "passkey", "--show", "--out", "a").endswith(
+        "--show: a/passkey.json has no points of passkey"
+    )
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(
+    squares: Squares, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    for option in ("--out", "--plots"):
+        main(["experiment", "perplexity", option, "file"])
+        assert f"error: {option} file: File exists" in capsys.readouterr().err
+    assert squares.measured == [3, 1, 2]
+
+
 def test_points_of_another_model_or_text_are_not_mixed_in(
     squares: Squares, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +147,8 @@ def test_points_of_another_model_or_text_are_not_mixed_in(
 def test_words_that_no_setting_has_are_an_error(
     squares: Squares, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run("perplexity", out=Path("topk_np_experiments"))
+    capsys.readouterr()
     assert fails(capsys, "experiment", "perplexity", "--only", "number 7").endswith(
         "--only number 7: no setting's words hold this"
     )

@@ -219,3 +219,31 @@ def test_what_cannot_be_done_is_one_line(
     usual: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in fails(capsys, *usual, *arguments)
+
+
+def test_ctrl_c_before_the_first_checkpoint_leaves_nothing_to_go_on_from(
+    usual: list[str],
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(steps.FineTuning, "step", interrupted)
+    assert main([*usual, "--out", "run"]) == 130
+    assert "Interrupted; there is no checkpoint yet" in capsys.readouterr().err
+    assert not (here / "run" / CHECKPOINT).exists()
+
+
+def test_a_rate_and_a_folder_that_cannot_be_are_refused_before_anything_is_done(
+    usual: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rate, message in (("-1", "finite and at least 0"), ("nan", "finite"), ("x", "a number")):
+        with pytest.raises(SystemExit):
+            main([*usual, "--learning-rate", rate, "--out", "run"])
+        assert f"argument --learning-rate: must be {message}" in capsys.readouterr().err
+    assert not (here / "run").exists()
+    (here / "file").touch()
+    assert main([*usual, "--out", "file"]) == 2
+    assert "--out file: " in capsys.readouterr().err

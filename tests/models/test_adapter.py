@@ -225,6 +225,12 @@ def test_a_file_that_holds_no_adapter_is_refused(tmp_path: Path) -> None:
     save_params(path, {"norm": np.ones(2)})
     with pytest.raises(AdapterError, match=r"other\.safetensors holds no adapter"):
         Adapter.load(path)
+    pair, alone = {"w": {"a": np.ones(2), "b": np.ones(2)}}, {"w": {"a": np.ones(2)}}
+    for params, scale in ((pair, {}), (pair, "often"), (alone, "1.0"), (pair, "true")):
+        about = {} if scale == {} else {"scale": str(scale)}
+        save_params(path, params, metadata={"kind": "adapter", **about})
+        with pytest.raises(AdapterError, match=r"other\.safetensors holds no adapter"):
+            Adapter.load(path)
     path.write_bytes(b"no")
     with pytest.raises(AdapterError, match=r"other\.safetensors: cut off, damaged"):
         Adapter.load(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from topk_np.commands.options import CommandError, Commands, at_least, read
+from topk_np.commands.options import CommandError, Commands, at_least, rate, read
 
 
 def add(commands: Commands) -> None:
@@ -54,7 +54,7 @@ def add(commands: Commands) -> None:
         finetune.add_argument(name, type=at_least(least), default=number, metavar="N", help=text)
     finetune.add_argument(
         "--learning-rate",
-        type=float,
+        type=rate,
         metavar="R",
         help="of AdamW, once warm (0.00003; with --lora 0.001)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
@@ -35,6 +36,17 @@ def at_least(least: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def rate(text: str) -> float:
+    """A parser of learning rates: finite, and not negative."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be finite and at least 0, got {text}")
+    return number
 
 
 def read(options: argparse.Namespace) -> dict[str, Any]:

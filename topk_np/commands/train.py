@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from topk_np.commands.options import CommandError, Commands, at_least, read
+from topk_np.commands.options import CommandError, Commands, at_least, rate, read
 from topk_np.layers.ways import WAYS
 from topk_np.tasks.names import TASKS
 
@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
     ):
         train.add_argument(name, type=at_least(least), default=number, metavar="N", help=text)
     train.add_argument(
-        "--learning-rate", type=float, default=1e-3, metavar="R", help="of AdamW, once warm (0.001)"
+        "--learning-rate", type=rate, default=1e-3, metavar="R", help="of AdamW, once warm (0.001)"
     )
     train.add_argument(
         "--test-k",

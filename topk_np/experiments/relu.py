@@ -37,17 +37,20 @@ LEAST_K = 2
 
 def prepare(model: str | None, /) -> Prepared:
     """Load the run in a folder, or train one, and what it is tested with."""
-    folder = _trained() if model is None else Path(model)
+    folder = Path(FOLDER) / f"{TASK}-relu" if model is None else Path(model)
     try:
+        if model is None:
+            _train(folder)
         settings = load_settings(folder, Settings)
         task = make_task(settings.task)
         made = make_model(settings, task)
         first = State.first(made.init(np.random.default_rng(0)), averaged=True)
         state = load_state(folder, like=first)
     except OSError as error:
-        raise ExperimentError(f"--model {folder}: there is no {CHECKPOINT}") from error
+        asked = "" if model is None else "--model "
+        raise ExperimentError(f"{asked}{folder}: there is no {CHECKPOINT}") from error
     except (ParamsError, TrainError) as error:
-        raise ExperimentError(f"--model: {error}") from error
+        raise ExperimentError(str(error) if model is None else f"--model: {error}") from error
     examples = task.test[:TESTED]
     parameters = flatten(state.averaged).values()
     ks = [2**i for i in range(settings.hidden.bit_length()) if LEAST_K <= 2**i < settings.hidden]
@@ -66,12 +69,10 @@ def prepare(model: str | None, /) -> Prepared:
     )
 
 
-def _trained() -> Path:
-    """The folder of a run of `STEPS` steps, which is trained first where it is not there."""
-    folder = Path(FOLDER) / f"{TASK}-relu"
+def _train(folder: Path) -> None:
+    """Train for `STEPS` steps, or go on where that was stopped."""
     held = (folder / CHECKPOINT).exists()
     run(task=TASK, steps=STEPS, out=folder, resume=held, test_k=(), evaluate_every=STEPS)
-    return folder
 
 
 def measure(

@@ -54,23 +54,23 @@ def run(
     import tqdm  # noqa: F401  not only when all is loaded
 
     experiment, path = find(name), out / f"{name}.json"
+    plots = out if plots is None else plots
     if show:
         if not path.exists():
             raise ExperimentError(f"--show: there is no {path}")
         record = load_record(path)
+        if record.experiment != name or not record.points:
+            raise ExperimentError(f"--show: {path} has no points of {name}")
     else:
         prepared = experiment.prepare(model)
         record = open_record(path, name, prepared.about)
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder("--out", out)
         record = _measure(experiment, prepared, record, path, only)
-    if not record.points:
-        raise ExperimentError(f"--only {only}: no setting's words hold this")
 
     tables = experiment.table(record.points)
     print(tables)
     write_whole(out / f"{name}.md", (tables + "\n").encode())
-    plots = out if plots is None else plots
-    plots.mkdir(parents=True, exist_ok=True)
+    _make_folder("--plots", plots)
     from topk_np.training.plots import STYLE
 
     with mpl.rc_context(STYLE):
@@ -87,6 +87,8 @@ def _measure(
     from tqdm import tqdm
 
     wanted = [setting for setting in prepared.settings if only in experiment.label(setting)]
+    if not wanted:
+        raise ExperimentError(f"--only {only}: no setting's words hold this")
     missing = [setting for setting in wanted if not record.has(setting)]
     steps = sum(map(prepared.steps, missing))
     machine = describe_machine()
@@ -99,6 +101,13 @@ def _measure(
             record = record.in_order(prepared.settings)
             record.save(path)
     return record
+
+
+def _make_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"{option} {folder}: {error.strerror}") from error
 
 
 def cpu_seconds() -> float:

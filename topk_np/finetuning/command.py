@@ -18,10 +18,10 @@ from topk_np.finetuning.steps import FineTuning, Reading, make_adapter, read
 from topk_np.finetuning.texts import read_texts
 from topk_np.models.llama import Llama, LlamaConfig
 from topk_np.models.named import load_named
-from topk_np.training.folders import choose_folder, resumed
+from topk_np.training.folders import choose_folder, make_folder, resumed
 from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
-from topk_np.training.records import State, load_state, read_log
+from topk_np.training.records import CHECKPOINT, State, load_state, read_log
 from topk_np.training.settings import TrainError
 from topk_np.training.trees import flatten
 
@@ -90,7 +90,7 @@ def run(
     state = State.first(work.adapter.params, averaged=False)
     if resume:
         state = resumed(folder, chosen, state)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     trained = sum(array.size for array in flatten(state.params).values())
     print(report.heading(chosen, work, trained))
@@ -102,7 +102,8 @@ def run(
             work, state, folder, name=chosen.name, steps=steps, evaluate_every=evaluate_every
         )
     except KeyboardInterrupt:
-        _save(work, load_state(folder, like=state), folder)
+        if (folder / CHECKPOINT).exists():
+            _save(work, load_state(folder, like=state), folder)
         raise
     memory = peak_memory()
     _save(work, state, folder)

@@ -162,9 +162,15 @@ class Adapter:
             params, about = load_params(path)
         except ParamsError as error:
             raise AdapterError(str(error)) from error
-        if about.get("kind") != KIND:
+        try:
+            scale = json.loads(about["scale"])
+        except (KeyError, ValueError):
+            scale = ""
+        low_rank = isinstance(scale, float)
+        known = low_rank or scale is None
+        if about.get("kind") != KIND or not known or (low_rank and not _in_pairs(params)):
             raise AdapterError(f"{os.fspath(path)} holds no adapter")
-        return cls(params, json.loads(about["scale"]))
+        return cls(params, scale)
 
     def _parts(self) -> dict[str, Any]:
         """By path a weight, or the factors ``a`` and ``b`` of an update."""
@@ -194,6 +200,13 @@ class Adapter:
             return lambda grad: grad
         a, b = part
         return partial(_factor_grads, LoRAResiduals(a, b, self.scale))
+
+
+def _in_pairs(params: Params) -> bool:
+    """Whether parameters are the factors ``a`` and ``b`` of updates."""
+    flat = flatten(params)
+    paths = {path.rpartition(".")[0] for path in flat}
+    return set(flat) == {f"{path}.{factor}" for path in paths for factor in "ab"}
 
 
 def _factor_grads(residuals: LoRAResiduals, dweight: Array) -> Params:

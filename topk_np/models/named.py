@@ -48,7 +48,8 @@ def load_named(model: str, config: type, /, **options: Any) -> Model[Any]:
     try:
         loaded = load_model(path, **options)
     except OSError as error:
-        raise ModelError(f"--model {model}: {error.strerror}") from error
+        missing = f": {error.filename}" if error.filename else ""
+        raise ModelError(f"--model {model}: {error.strerror}{missing}") from error
     except (TypeError, ValueError) as error:
         raise ModelError(str(error)) from error
     if not isinstance(loaded.config, config):

@@ -16,7 +16,7 @@ from topk_np.layers import BlockConfig
 from topk_np.tasks import Task, load
 from topk_np.training import report
 from topk_np.training.classifier import Classifier
-from topk_np.training.folders import choose_folder, resumed
+from topk_np.training.folders import choose_folder, make_folder, resumed
 from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
 from topk_np.training.records import Line, State, read_log
@@ -79,7 +79,7 @@ def run(
     state = State.first(model.init(np.random.default_rng(chosen.seed)), averaged=True)
     if resume:
         state = resumed(folder, chosen, state)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     print(report.heading(chosen, task.name, sum(map(np.size, flatten(state.params).values()))))
     print(f"Folder: {folder}")

@@ -31,6 +31,14 @@ def choose_folder(first: Path, *, out: Path | None, resume: bool) -> Path:
     return newest
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"--out {folder}: {error.strerror}") from error
+
+
 def resumed(folder: Path, settings: SavedSettings, first: State) -> State:
     """The state at the checkpoint of a run with the same settings, which began like `first`."""
     before = load_settings(folder, type(settings))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from topk_np.bench.alone import peak_memory
 from topk_np.training.loop import Measured, Work, train
-from topk_np.training.records import State
+from topk_np.training.records import CHECKPOINT, State
 
 MEBI = 2**20
 NEWEST = 0.02  # the share of the newest step in the running means
@@ -39,5 +39,8 @@ def train_with_bar(
         try:
             return train(work, state, folder, steps=steps, evaluate_every=evaluate_every, tick=tick)
         except KeyboardInterrupt:
-            bar.write(f"Interrupted; go on with --resume --out {folder}", file=sys.stderr)
+            advice = f"go on with --resume --out {folder}"
+            if not (folder / CHECKPOINT).exists():
+                advice = "there is no checkpoint yet"
+            bar.write(f"Interrupted; {advice}", file=sys.stderr)
             raise
