@@ -186,6 +186,13 @@ def test_a_loss_that_is_nan_stops_with_a_message_and_keeps_the_checkpoint(
     assert all(np.isfinite(array).all() for array in flatten(tree).values())
 
 
+@pytest.mark.parametrize(
+    ("model", "name"), [("a/v1.1", "v1.1"), ("a/b.Q8_0.gguf", "b.Q8_0"), ("smollm2", "smollm2")]
+)
+def test_the_name_of_a_run_has_that_of_the_model(model: str, name: str) -> None:
+    assert Settings(model=model).name == f"{name}-dense-seed0"
+
+
 def test_a_run_is_named_after_what_is_done_and_never_written_over(
     usual: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,8 +213,14 @@ def test_a_run_is_named_after_what_is_done_and_never_written_over(
     ("arguments", "message"),
     [
         (["--model", "gpt2"], "--model must be smollm2, the path of a GGUF file or of a folder"),
-        (["--only", "layers.9.*"], "nothing to be trained fits the pattern 'layers.9.*'"),
-        (["--lora", "2", "--only", "norm"], "nothing to be trained fits the pattern 'norm'"),
+        (
+            ["--only", "layers.9.*"],
+            "--only must fit what can be trained, got 'layers.9.*'",
+        ),
+        (
+            ["--lora", "2", "--only", "norm"],
+            "--only must fit what can be trained, got 'norm'",
+        ),
         (["--length", "4096"], "--length must be 2 to 2048 for this model, got 4096"),
         (["--length", "1"], "argument --length: must be at least 2, got 1"),
         (["--lora", "0"], "argument --lora: must be at least 1, got 0"),

@@ -54,6 +54,18 @@ def test_gradients_of_chosen_weights_are_those_of_all_weights(xp: Backend, name:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("wrong", ["layers.9.ffn.keys", "norm.more", "nothing", "encoder"])
+def test_a_gradient_of_no_weight_is_not_kept(name: str, wrong: str) -> None:
+    fwd, bwd = CASES[name][:2]
+    arrays, named = short(name)
+    model: Model[Any] = load_model(DATA / name)
+    _, residuals = fwd(model, *arrays, **named)
+    right = next(iter(flatten(model.params)))
+    with pytest.raises(ValueError, match=f"keep must name weights of the model, got '{wrong}'"):
+        bwd(residuals, keep={right: np.copy, wrong: np.copy})
+
+
+@pytest.mark.parametrize("name", CASES)
 @given(attention_k=st.sampled_from([None, 3]), ffn_k=st.sampled_from([None, 9]))
 def test_gradients_of_low_rank_updates_are_slopes(
     name: str, attention_k: int | None, ffn_k: int | None
@@ -207,9 +219,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     model: Model[Any] = load_model(DATA / "llama")
     other: Model[Any] = load_model(DATA / "bert")
     rng = np.random.default_rng(0)
-    with pytest.raises(AdapterError, match="nothing to be trained fits the pattern 'heads'"):
+    with pytest.raises(AdapterError, match="only must fit what can be trained, got 'heads'"):
         Adapter.of_weights(model.params, only=["*", "heads"])
-    with pytest.raises(AdapterError, match="fits the pattern 'norm'"):
+    with pytest.raises(AdapterError, match="only must fit what can be trained, got 'norm'"):
         Adapter.low_rank(model.params, rng, rank=2, only=["norm"])
     pooler = Adapter.of_weights(other.params, only=["embedding.types"])
     with pytest.raises(AdapterError, match=r"has embedding\.types, which the model has not"):

@@ -78,7 +78,7 @@ def test_a_question_is_answered_with_every_pair_of_ks(
     ks = ["--attention-k", 2, 4, "--ffn-k", 3, 60, "--max-tokens", 5]
     out = run(capsys, "--model", folder, "--question", QUESTION, "--context", CONTEXT, *ks)
     assert out.splitlines() == [
-        f"attention k = {a}, feed-forward k = {f}: "
+        f"attention k = {a} and feed-forward k = {f}: "
         + expected(folder, count=5, attention_k=a, ffn_k=f)
         for a in (2, 4)
         for f in (3, 60)

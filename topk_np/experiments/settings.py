@@ -33,12 +33,13 @@ def with_setting(model: Model[Config], setting: Setting, /) -> Model[Config]:
 def describe(setting: Setting, /) -> str:
     """The k of a setting in words."""
     words = []
-    if "attention_k" in setting:
-        words.append(f"attention k = {setting['attention_k']:,}")
+    attention_k, ffn_k = setting.get("attention_k"), setting.get("ffn_k")
+    if attention_k is not None:
+        words.append(f"attention k = {attention_k:,}")
     if "dense_layers" in setting:
         layers = ", ".join(map(str, setting["dense_layers"]))
         words[-1] += f", layer {layers} dense"
-    if "ffn_k" in setting:
+    if ffn_k is not None:
         by = ", by score" if setting.get("ffn_select") == "score" else ""
-        words.append(f"feed-forward k = {setting['ffn_k']:,}{by}")
+        words.append(f"feed-forward k = {ffn_k:,}{by}")
     return " and ".join(words) or "dense"

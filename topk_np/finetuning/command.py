@@ -16,6 +16,7 @@ from topk_np.finetuning import report
 from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.steps import FineTuning, Reading, make_adapter, read
 from topk_np.finetuning.texts import read_texts
+from topk_np.models.adapter import AdapterError
 from topk_np.models.llama import Llama, LlamaConfig
 from topk_np.models.named import load_named
 from topk_np.training.folders import choose_folder, make_folder, resumed
@@ -145,7 +146,11 @@ def prepare(settings: Settings, /) -> FineTuning:
         texts = read_texts(model.tokenizer, [Path(path) for path in settings.text], settings.length)
     except ValueError as error:  # a folder without a tokenizer
         raise TrainError(str(error)) from error
-    return FineTuning(model, make_adapter(model, settings), texts, settings)
+    try:
+        adapter = make_adapter(model, settings)
+    except AdapterError as error:  # about `only`
+        raise TrainError(f"--{error}") from error
+    return FineTuning(model, adapter, texts, settings)
 
 
 def _save(work: FineTuning, state: State, folder: Path) -> None:

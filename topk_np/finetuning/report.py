@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from topk_np.experiments.settings import describe
 from topk_np.finetuning.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,16 +20,10 @@ def heading(settings: Settings, work: FineTuning, trained: int) -> str:
     what = "weights" if settings.lora is None else f"numbers in updates of rank {settings.lora}"
     source = ", ".join(settings.text) or "Python's documentation"
     return (
-        f"{settings.model}: {method(settings)}; {trained:,} {what} are trained\n"
+        f"{settings.model}: {describe(asdict(settings))}; {trained:,} {what} are trained\n"
         f"{source}: {len(work.texts.training):,} tokens to train on, "
         f"{work.texts.tests(settings.length).size:,} held out"
     )
-
-
-def method(settings: Settings) -> str:
-    """How many keys and units are kept."""
-    ks = (("attention", settings.attention_k), ("feed-forward", settings.ffn_k))
-    return ", ".join(f"{what} k = {k}" for what, k in ks if k is not None) or "dense"
 
 
 def results(found: dict[str, Any]) -> str:

@@ -39,4 +39,6 @@ class Settings(Saved):
         ks = (("attention", self.attention_k), ("ffn", self.ffn_k))
         kept = "".join(f"-{what}{k}" for what, k in ks if k is not None) or "-dense"
         rank = "" if self.lora is None else f"-lora{self.lora}"
-        return f"{Path(self.model).stem}{kept}{rank}-seed{self.seed}"
+        path = Path(self.model)
+        model = path.stem if path.suffix == ".gguf" else path.name  # a folder's may have dots
+        return f"{model}{kept}{rank}-seed{self.seed}"

@@ -226,5 +226,5 @@ def _chosen(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
     paths = list(paths)
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
-            raise AdapterError(f"nothing to be trained fits the pattern {pattern!r}")
+            raise AdapterError(f"only must fit what can be trained, got {pattern!r}")
     return [path for path in paths if any(fnmatchcase(path, pattern) for pattern in patterns)]

@@ -19,13 +19,14 @@ from topk_np.models.bert_ends import (
     transform_fwd,
 )
 from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
-from topk_np.models.keep import Keep, kept_of
+from topk_np.models.keep import Keep, check_keep, kept_of
 from topk_np.models.model import Params
 from topk_np.models.per_layer import per_layer
 from topk_np.models.post_norm import PostNormBlock
 from topk_np.models.sublayers import Heads, Units
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
 from topk_np.models.tokens import check_mask
+from topk_np.training.trees import flatten
 
 __all__ = ["BertConfig", "forward", "logits", "loss_bwd", "loss_fwd", "pooled"]
 
@@ -195,8 +196,14 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /, *, keep: Keep | Non
     -------
     nested dict of arrays
         A pooler, which is no part of the loss, has gradient 0.
+
+    Raises
+    ------
+    ValueError
+        If `keep` names what is no weight of the model.
     """
     params = residuals.params
+    check_keep(keep, flatten(params))
     # 4
     grads = token_loss_bwd(residuals.head, dout)
     # 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from topk_np._namespace import Array
@@ -14,6 +14,20 @@ Keep: TypeAlias = Mapping[str, Callable[[Array], Any]]
 From the paths of weights, names joined by dots, to functions: what stands in the place of a weight
 in the gradients is what its function makes of the gradient. Other weights have no place in them.
 """
+
+
+def check_keep(keep: Keep | None, paths: Iterable[str], /) -> None:
+    """
+    Check that what is to be kept is a gradient of a weight.
+
+    Raises
+    ------
+    ValueError
+        If `keep` names what is not among the paths of the model's weights.
+    """
+    unknown = sorted((keep or {}).keys() - set(paths))
+    if unknown:
+        raise ValueError(f"keep must name weights of the model, got {unknown[0]!r}")
 
 
 def kept_of(grads: Params, keep: Keep | None, path: str = "", /) -> Params:

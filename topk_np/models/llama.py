@@ -19,12 +19,13 @@ from topk_np._namespace import Array, compute_dtype
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
 from topk_np.layers.rope import Rope, RopeLayout, Rotation
 from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
-from topk_np.models.keep import Keep, kept_of, wants
+from topk_np.models.keep import Keep, check_keep, kept_of, wants
 from topk_np.models.model import Model, Params
 from topk_np.models.per_layer import per_layer
 from topk_np.models.sublayers import CHUNK, Attention, Heads, Units
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
 from topk_np.models.tokens import check_tokens
+from topk_np.training.trees import flatten
 
 __all__ = ["LlamaConfig", "causal_attention", "forward", "logits", "loss_bwd", "loss_fwd"]
 
@@ -142,7 +143,8 @@ class LlamaLossResiduals:
     stack: StackResiduals = field(repr=False)
     norm: Any = field(repr=False)
     head: TokenLossResiduals = field(repr=False)
-    tied: bool
+    paths: frozenset[str] = field(repr=False)
+    """Of all weights; with no "head" that is the embedding."""
 
 
 def loss_fwd(
@@ -199,7 +201,7 @@ def loss_fwd(
     x, stacked = stack_fwd(blocks, x, params["layers"], recompute=recompute)
     hidden, normed = rms_norm_fwd(x, params["norm"], eps=eps)
     loss, head = token_loss_fwd(hidden[..., :-1, :], labels[..., 1:], output_layer(model))
-    return loss, LlamaLossResiduals(embedded, stacked, normed, head, "head" not in params)
+    return loss, LlamaLossResiduals(embedded, stacked, normed, head, frozenset(flatten(params)))
 
 
 def loss_bwd(
@@ -218,8 +220,15 @@ def loss_bwd(
         Which weights have their gradients wanted, by their paths such as "layers.0.ffn.keys", and
         for each a function: what it makes of the gradient is kept, block by block. By default all,
         as they are.
+
+    Raises
+    ------
+    ValueError
+        If `keep` names what is no weight of the model.
     """
-    head = "embedding" if residuals.tied else "head"
+    check_keep(keep, residuals.paths)
+    tied = "head" not in residuals.paths
+    head = "embedding" if tied else "head"
     # 4
     grads = token_loss_bwd(residuals.head, dout, of_head=wants(keep, head))
     xp = array_namespace(grads.hidden)
@@ -233,7 +242,7 @@ def loss_bwd(
     if wants(keep, "embedding"):
         ends["embedding"] = embedding_bwd(residuals.embedding, stacked.x)
     if wants(keep, head):
-        ends[head] = ends[head] + grads.head if residuals.tied else grads.head
+        ends[head] = ends[head] + grads.head if tied else grads.head
     found = kept_of(ends, keep)
     if stacked.layers:
         found["layers"] = stacked.layers

@@ -14,7 +14,7 @@ from topk_np import KVCache
 from topk_np._namespace import Array, array_namespace
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
 from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
-from topk_np.models.keep import Keep, kept_of
+from topk_np.models.keep import Keep, check_keep, kept_of
 from topk_np.models.model import Params
 from topk_np.models.t5_blocks import T5, T5Config, decoder_blocks, encoder_blocks
 from topk_np.models.token_loss import (
@@ -23,6 +23,7 @@ from topk_np.models.token_loss import (
     token_loss_bwd,
     token_loss_fwd,
 )
+from topk_np.training.trees import flatten
 
 __all__ = ["T5Config", "decode", "encode", "logits", "loss_bwd", "loss_fwd", "shift_right"]
 
@@ -195,8 +196,14 @@ def loss_bwd(residuals: LossResiduals, dout: float = 1.0, /, *, keep: Keep | Non
         Which weights have their gradients wanted, by their paths such as "encoder.bias", and
         for each a function: what it makes of the gradient is kept, block by block. By default all,
         as they are.
+
+    Raises
+    ------
+    ValueError
+        If `keep` names what is no weight of the model.
     """
     model = residuals.model
+    check_keep(keep, flatten(model.params))
     # 7
     grads = token_loss_bwd(residuals.head, dout)
     # 6

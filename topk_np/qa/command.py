@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from topk_np.experiments.settings import describe
 from topk_np.experiments.tables import markdown
 from topk_np.models.named import load_named
 from topk_np.models.t5_blocks import T5, T5Config, check_ks
@@ -135,8 +136,7 @@ def _evaluate(
 
 def _label(model: T5 | Evaluation) -> str:
     """The k of a model in words."""
-    ks = {"attention k": model.attention_k, "feed-forward k": model.ffn_k}
-    return ", ".join(f"{name} = {k}" for name, k in ks.items() if k is not None) or "dense"
+    return describe({"attention_k": model.attention_k, "ffn_k": model.ffn_k})
 
 
 def _table(found: Sequence[Evaluation]) -> str:
