@@ -35,7 +35,7 @@ TINY_PLANS = {
         "WORTH_THREADS": 0,
     },
     topk_np.gradients: {"LEAST_RANGE": 2},
-    topk_np.kernels.numpy: {"GATHERED_BYTES": 64},
+    topk_np.kernels.numpy: {"GATHERED_BYTES": 64, "CACHE_BYTES": 64},
     topk_np.kernels.numpy_select: {"GROUPS_PER_SLOT": 2, "LEAST_GROUP": 2, "DENSE_HITS": 3},
     topk_np.problem: {"WORTH_THREADS": 0},
     topk_np.terms: {"DENSE_BLOCK": 3},

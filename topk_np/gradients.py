@@ -20,8 +20,7 @@ from topk_np.terms import SparseTerm, Term
 from topk_np.work import Task
 from topk_np.workers import MOST_TASKS, Crew
 
-MOST_RANGES = 4  # ranges of keys that one gradient is cut into
-LEAST_RANGE = 4096  # keys
+LEAST_RANGE = 4096  # keys of a gradient that is cut into ranges
 
 
 Addend = tuple[str, Head, Term]  # the input and the head whose gradient the term is added to
@@ -50,7 +49,8 @@ def sum_gradients(
     last = {place: i for i, wave in enumerate(waves) for place in sums.places(wave)}
     for i, wave in enumerate(waves):
         made = crew.map(terms_of, wave)
-        shares = _shares(problem, sums, [addend for addends in made for addend in addends])
+        addends = [addend for addends in made for addend in addends]
+        shares = _shares(problem, sums, addends, crew.threads)
         for share, rows in zip(shares, crew.map(_Share.sum, shares), strict=True):
             if rows is not share.total:
                 sums.put(share.place, share.rows, rows)
@@ -129,18 +129,20 @@ class _Share(NamedTuple):
         return total
 
 
-def _shares(problem: Problem, sums: _Sums, addends: list[Addend]) -> list[_Share]:
+def _shares(problem: Problem, sums: _Sums, addends: list[Addend], threads: int) -> list[_Share]:
     """What can be added independently: one head of one gradient, or a range of its rows."""
     gathered: dict[Place, list[Term]] = {}
     for name, head, term in addends:
         gathered.setdefault(sums.place(name, head), []).append(term)
+    scattered = [place for place, terms in gathered.items() if isinstance(terms[0], SparseTerm)]
+    # Only NumPy has several threads here, and a device would sort anew for each range.
+    ranges = -(-threads // len(scattered)) if scattered and is_numpy(problem.xp) else 1
     shares = []
     for place, terms in gathered.items():
         length = sums.grads[place[0]].shape[-2]
         size = max(length, 1)
-        # Only NumPy has several threads here, and a device would sort anew for each range.
-        if isinstance(terms[0], SparseTerm) and is_numpy(problem.xp):
-            size = max(LEAST_RANGE, -(-size // MOST_RANGES))
+        if place in scattered:
+            size = max(LEAST_RANGE, -(-size // ranges))
         for rows in slices(length, size):
             shares.append(_Share(place, rows, sums.rows(place, rows), terms))
     return shares

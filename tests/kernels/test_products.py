@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 import topk_np.kernels.numpy
 from tests.kernels.engines import Engine, each_engine
-from tests.oracles import assert_close
+from tests.oracles import assert_close, assert_same_bits
 from tests.strategies import seeds, sparse_CK_of_N
 
 ONE_SLOT = np.array([[1], [0], [-1]], np.int32), np.array([1, 1, 0], np.int32), 2
@@ -301,3 +301,20 @@ def test_numpy_adds_in_place_also_to_rows_with_gaps() -> None:
     assert np.shares_memory(out, whole)
     assert whole[:, ::2].tolist() == [[1, 1], [2, 3], [1, 1], [11, 21], [1, 1]]
     assert (whole[:, 1::2] == 1).all()
+
+
+@given(sparse=sparse_CK_of_N(), seed=seeds)
+def test_numpy_gives_the_same_bits_key_by_key_as_query_by_query(
+    sparse: tuple[np.ndarray, np.ndarray, int], seed: int
+) -> None:
+    indices, counts, _ = sparse
+    weights, rows, values = sparse_problem(seed, *sparse)
+    numpy, runs = topk_np.kernels.numpy, []
+    for cache in (0, 2**20):
+        with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+            patch.setattr(numpy, "CACHE_BYTES", cache)
+            gathered = numpy.gather_matmul(weights, indices, counts, values)
+            scattered = numpy.scatter_matmul(weights, indices, counts, rows, np.ones_like(values))
+            runs.append((gathered, scattered))
+    for by_key, by_query in zip(*runs, strict=True):
+        assert_same_bits(by_key, by_query)

@@ -22,6 +22,11 @@ from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 from topk_np.kernels.portable import threefry as threefry
 
+# Values of more than this are read key by key, each for all queries of the chunk that keep it: that
+# is their order in memory, which the processor foresees. Query by query it waits for each row.
+CACHE_BYTES = 2**20
+SLOTS_BY_KEY = 4  # times the kept slots are the keys at most, where that pays
+
 # Where the largest score of each row is between these, a softmax need not take it off first.
 LEAST_EXPONENT, MOST_EXPONENT = -40.0, 40.0
 
@@ -99,10 +104,10 @@ def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) 
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
     out = np.zeros((weights.shape[0], values.shape[1]), weights.dtype)
     if values.flags.c_contiguous and values.dtype == weights.dtype:
-        data, columns, ends = _csr(weights, indices, counts, values.shape[0])
-        _sparse().csr_matvecs(
-            *out.shape[:1], *values.shape, ends, columns, data, values.reshape(-1), out.reshape(-1)
-        )
+        multiply, matrix = _sparse().csr_matvecs, _csr(weights, indices, counts)
+        if values.nbytes > CACHE_BYTES and SLOTS_BY_KEY * weights.size >= values.shape[0]:
+            multiply, matrix = _sparse().csc_matvecs, _by_column(*matrix, values.shape[0])
+        multiply(*out.shape[:1], *values.shape, *matrix, values.reshape(-1), out.reshape(-1))
         return out
     free = None
     if counts.size and counts.min() < indices.shape[1]:
@@ -148,12 +153,17 @@ def scatter_matmul(
 
     Indices outside of `out` are left out, so that several calls can share the work.
     """
-    data, columns, ends = _csr(weights, indices, counts, out.shape[0], first)
     total = np.ascontiguousarray(out)
+    last = first + out.shape[0]
+    ends, columns, data = matrix = _csr(weights, indices, counts)
     # Rows of a matrix are columns of its transpose, so that nothing has to be put in order.
-    _sparse().csc_matvecs(
-        *out.shape[:1], *rows.shape, ends, columns, data, rows.reshape(-1), total.reshape(-1)
-    )
+    multiply = _sparse().csc_matvecs
+    reached = int(columns.max(initial=-1)) + 1
+    if first > 0 or reached > last or out.nbytes > CACHE_BYTES:
+        ends, columns, data = _by_column(*matrix, max(last, reached))
+        multiply, ends = _sparse().csr_matvecs, ends[first : last + 1]
+    shape = *out.shape[:1], *rows.shape
+    multiply(*shape, ends, columns, data, rows.reshape(-1), total.reshape(-1))
     if total is not out:
         out[...] = total
     return out
@@ -166,28 +176,24 @@ def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Arra
     return out
 
 
-def _csr(
-    weights: Array, indices: Array, counts: Array, size: int, first: int = 0
-) -> tuple[Array, Array, Array]:
-    """
-    The columns `first` to ``first + size`` of a row-sparse matrix, unused slots left out.
-
-    What is used, its columns from `first` on, and where rows end: compressed sparse rows.
-    """
+def _csr(weights: Array, indices: Array, counts: Array) -> tuple[Array, Array, Array]:
+    """A row-sparse matrix as compressed sparse rows: where they end, columns, and what is there."""
     rows, k = indices.shape
-    last = first + size
-    used = None
-    if first > 0 or (counts.size and counts.min() < k):
-        used = (indices >= first) & (indices < last)
-    elif indices.size and int(indices[:, -1].max()) >= last:
-        used = indices < last
-    if used is None:
-        ends = np.arange(0, rows * k + 1, k, dtype=np.int32) if k else np.zeros(rows + 1, np.int32)
-    else:
+    if counts.size and counts.min() < k:
+        used = used_slots(indices, counts)
         ends = np.zeros(rows + 1, np.int32)
-        np.cumsum(np.count_nonzero(used, axis=1), out=ends[1:])
-        weights, indices = weights[used], indices[used] - np.int32(first)
-    return weights.reshape(-1), indices.reshape(-1), ends
+        np.cumsum(counts, out=ends[1:])
+        weights, indices = weights[used], indices[used]
+    else:
+        ends = np.arange(0, rows * k + 1, k, dtype=np.int32) if k else np.zeros(rows + 1, np.int32)
+    return ends, indices.reshape(-1), weights.reshape(-1)
+
+
+def _by_column(ends: Array, columns: Array, data: Array, size: int) -> tuple[Array, Array, Array]:
+    """The same matrix, of `size` columns, as compressed sparse columns, each in order of rows."""
+    by_column = np.empty(size + 1, np.int32), np.empty_like(columns), np.empty_like(data)
+    _sparse().csr_tocsc(ends.size - 1, size, ends, columns, data, *by_column)
+    return by_column
 
 
 def _sparse() -> Any:
