@@ -1,6 +1,6 @@
 """Draw what top-k costs a pretrained model: `python docs/figures/quality.py` writes quality.svg.
 
-The numbers are those of docs/data/quality.json, which measure_quality.py made.
+The numbers are those of docs/data/experiments/perplexity.json, which `make experiments` made.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ CURVES = (
 
 
 def main() -> None:
-    rows = json.loads((DATA / "quality.json").read_text(encoding="utf-8"))["rows"]
-    dense = rows[0]["perplexity"]
+    saved = json.loads((DATA / "experiments" / "perplexity.json").read_text(encoding="utf-8"))
+    points = [p for p in saved["points"] if p["setting"]["tokens"] == KEYS]
+    (dense,) = (p["result"]["perplexity"] for p in points if p["setting"].keys() == {"tokens"})
     ax = axes(6.4, 3.8)
     for option, of, label, colour, marker, shift in CURVES:
-        others = {name for name, *_ in CURVES} - {option}
         curve = {
-            row[option]: 100 * (row["perplexity"] / dense - 1)
-            for row in rows
-            if isinstance(row.get(option), int) and not others & row.keys()
+            p["setting"][option]: 100 * (p["result"]["perplexity"] / dense - 1)
+            for p in points
+            if p["setting"].keys() == {"tokens", option}
         }
         shares = [k / of for k in curve]
         ax.loglog(shares, curve.values(), color=colour, marker=marker, label=label)
