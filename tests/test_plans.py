@@ -21,26 +21,26 @@ SHORT = {**LONG, "heads": 512, "queries": 16, "keys": 32, "width": 32, "slots": 
 OPTIONS = {"score_matrices": 3, "slot_matrices": 15, "held_matrices": 1, "masked": True}
 
 PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
-    "long": (LONG, 64 * MIB, Chunks(256, 4096, 2048, 1, 7544832)),
+    "long": (LONG, 64 * MIB, Chunks(512, 2064, 2048, 1, 7923712)),
     "long-keys": (
         {**LONG, "heads": 1, "queries": 2048, "keys": 2**16},
         64 * MIB,
-        Chunks(256, 4096, 256, 1, 7544832),
+        Chunks(256, 4112, 256, 1, 6714368),
     ),
     "many-keys-one-slot": (
         {**LONG, "keys": 10**6, "slots": 1},
         64 * MIB,
-        Chunks(256, 4096, 2048, 1, 5735424),
+        Chunks(512, 2064, 2048, 1, 5601280),
     ),
     "keys-for-few-slots": (
         {**LONG, "slots": 8},
         8 * MIB,
-        Chunks(64, 1024, 1372, 1, 964608),
+        Chunks(128, 1024, 1372, 1, 964608),
     ),
     "few-keys-many-slots": (
         {**LONG, "keys": 3000, "slots": 2000},
         64 * MIB,
-        Chunks(32, 3000, 121, 1, 8286976),
+        Chunks(64, 3000, 121, 1, 8286976),
     ),
     "many-slots-little-memory": (
         {**LONG, "keys": 2**16, "slots": 400},
@@ -50,44 +50,44 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "wide": (
         {**LONG, "queries": 300, "width": 4096, "slots": 512},
         64 * MIB,
-        Chunks(38, 4096, 149, 1, 7856128),
+        Chunks(75, 4096, 149, 1, 7856128),
     ),
     "one-query": (
         {**LONG, "heads": 32, "queries": 1, "keys": 10**6},
         64 * MIB,
-        Chunks(1, 10**6, 1, 1, 5273328),
+        Chunks(1, 10**6, 1, 1, 5254640),
     ),
     "little-memory": (LONG, 2 * MIB, Chunks(8, 1024, 13, 1, 242944)),
     "options": ({**LONG, **OPTIONS, "itemsize": 8}, 16 * MIB, Chunks(32, 1024, 139, 1, 1934592)),
     "half-precision": (
         {**LONG, "keys": 30000, "narrow": True, "copied": True},
         16 * MIB,
-        Chunks(64, 1024, 702, 1, 2059264),
+        Chunks(128, 1024, 702, 1, 2059264),
     ),
     "whole-rows": (
         {**LONG, "keys": 30000, "score_matrices": 5, "whole_rows": True},
         64 * MIB,
-        Chunks(8, 30000, 2048, 1, 5286624),
+        Chunks(8, 30000, 2048, 1, 5137120),
     ),
-    "short": (SHORT, 64 * MIB, Chunks(16, 32, 16, 32, 1101824)),
-    "short-and-few": ({**SHORT, "heads": 6}, 64 * MIB, Chunks(16, 32, 16, 6, 206592)),
+    "short": (SHORT, 64 * MIB, Chunks(16, 32, 16, 32, 770048)),
+    "short-and-few": ({**SHORT, "heads": 6}, 64 * MIB, Chunks(16, 32, 16, 6, 144384)),
     "short-and-worth-threads": (
         {**SHORT, "heads": 100, "queries": 64, "keys": 64},
         64 * MIB,
-        Chunks(64, 64, 64, 8, 1056768),
+        Chunks(64, 64, 64, 8, 704512),
     ),
-    "short-and-little-memory": (SHORT, MIB, Chunks(16, 32, 16, 3, 103296)),
-    "device": ({**LONG, "on_device": True}, 64 * MIB, Chunks(2048, 4096, 4096, 1, 58523648)),
+    "short-and-little-memory": (SHORT, MIB, Chunks(16, 32, 16, 5, 120320)),
+    "device": ({**LONG, "on_device": True}, 64 * MIB, Chunks(2048, 4096, 4096, 1, 53542912)),
     "device-long": (
         {**LONG, "heads": 1, "queries": 2**17, "keys": 2**17, "on_device": True},
         64 * MIB,
-        Chunks(1024, 8192, 16384, 1, 63176704),
+        Chunks(1024, 8208, 16384, 1, 63176704),
     ),
-    "device-short": ({**SHORT, "on_device": True}, 64 * MIB, Chunks(16, 32, 16, 512, 13697024)),
+    "device-short": ({**SHORT, "on_device": True}, 64 * MIB, Chunks(16, 32, 16, 512, 10551296)),
     "device-less-memory": (
         {**LONG, "slots": 8, "on_device": True},
         8 * MIB,
-        Chunks(512, 2048, 4096, 1, 6455296),
+        Chunks(512, 2048, 4096, 1, 5816320),
     ),
     "device-little-memory": (
         {**LONG, "on_device": True},
@@ -97,7 +97,7 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "nothing": (
         {**LONG, "heads": 0, "queries": 0, "keys": 0, "slots": 0},
         64 * MIB,
-        Chunks(1, 1, 1, 1, 549),
+        Chunks(1, 1, 1, 1, 516),
     ),
 }
 
@@ -109,9 +109,9 @@ def test_a_plan_changes_on_purpose_or_not_at_all(name: str) -> None:
 
 
 def test_a_given_chunk_size_is_that_of_both_passes() -> None:
-    assert plan_chunks(Sizes(**LONG), chunk_size=100) == Chunks(100, 4096, 100, 1, 3106944)
+    assert plan_chunks(Sizes(**LONG), chunk_size=100) == Chunks(100, 4096, 100, 1, 2614400)
     few = {**LONG, "slots": 8}  # then many queries leave little room for keys
-    assert plan_chunks(Sizes(**few), 2048, 16 * MIB) == Chunks(256, 512, 256, 1, 1294336)
+    assert plan_chunks(Sizes(**few), 2048, 16 * MIB) == Chunks(512, 528, 512, 1, 1730560)
 
 
 def test_the_budget_is_64_mib_unless_told_otherwise() -> None:

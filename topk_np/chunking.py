@@ -14,11 +14,14 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 
 # What was measured to be quick: a block of scores near the size of a core's cache, and chunks
 # of queries that are long enough for the matrix product yet leave some for every worker.
-MOST_QUERIES, FEWEST_QUERIES = 256, 128
+MOST_QUERIES, FEWEST_QUERIES = 512, 128
 BLOCK_SCORES = 2**20
+# Rows of scores a multiple of 4 KiB apart compete for the same few places in a core's first cache,
+# and BLAS writes several rows at once: so a block has a few keys more.
+FEW_MORE = 16
 LEAST_BLOCK = 1024
-LONG = 16  # times k keys make a block that is quick to select from
-MOST_BACKWARD_QUERIES = 2048
+LONG = 8  # times k keys make a block that is quick to select from
+MOST_BACKWARD_QUERIES, FEWEST_BACKWARD_QUERIES = 2048, 256
 PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
 # A device does one task at a time, with all of the budget: what keeps it busy is much work at once.
 MOST_DEVICE_QUERIES, FEWEST_DEVICE_QUERIES = 2**14, 2**9
@@ -82,9 +85,10 @@ class Sizes:
         hidden = 2 * keys * self.masked
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
         kept = self.slots * ((4 + self.slot_matrices) * self.itemsize + 12)
-        chunk = int(rows * (block + max(hidden, found) + kept + self.width * self.itemsize))
+        kept += self.width * self.itemsize
+        selecting, adding = rows * max(hidden, found), rows * kept + self._gathered_bytes(rows)
         copies = keys * self.width * self.itemsize * self.copied
-        return chunk + copies + self._gathered_bytes(rows)
+        return int(rows * block + max(selecting, adding)) + copies
 
     def backward_bytes(self, rows: int) -> int:
         """Scratch of one task of the backward pass."""
@@ -176,14 +180,17 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
         )
 
     even = -(-sizes.heads * sizes.queries // sizes.tasks)  # a share for each of the tasks
-    most, most_backward = MOST_QUERIES, MOST_BACKWARD_QUERIES
+    # Where there is one block for all keys, selection needs it in the cache several times.
+    most = MOST_QUERIES if MOST_QUERIES * keys > BLOCK_SCORES else MOST_QUERIES // 2
+    most_backward = MOST_BACKWARD_QUERIES
     fewest, scores = FEWEST_QUERIES // 2, BLOCK_SCORES
     if sizes.on_device:
         most = most_backward = MOST_DEVICE_QUERIES
         fewest, scores = FEWEST_DEVICE_QUERIES, DEVICE_SCORES
     rows = min(most, max(FEWEST_QUERIES, even)) if chunk_size is None else chunk_size
     rows = max(1, min(rows, sizes.queries))
-    block = keys if sizes.whole_rows else min(keys, max(scores // rows, LONG * sizes.slots))
+    block = max(scores // rows, LONG * sizes.slots) + FEW_MORE
+    block = keys if sizes.whole_rows else min(keys, block)
     while sizes.forward_bytes(rows, block) > share:
         # Short blocks make selection dear, short chunks the matrix product: give way by turns.
         long = block > LONG * sizes.slots and not sizes.on_device
@@ -192,7 +199,7 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
         else:
             rows = -(-rows // 2)
 
-    backward = min(most_backward, max(MOST_QUERIES, even))
+    backward = min(most_backward, max(FEWEST_BACKWARD_QUERIES, even))
     if chunk_size is not None:
         backward = rows
     backward = max(1, min(backward, sizes.queries))

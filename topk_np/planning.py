@@ -134,7 +134,7 @@ def plan(
     >>> shape = (4, 65536, 64)
     >>> sizes = plan(shape, shape, shape, k=64, workers=2)
     >>> sizes.chunk_size, sizes.key_block, sizes.residual_bytes // 2**20
-    (256, 4096, 128)
+    (512, 2064, 128)
     """
     given = {"query": query, "key": key, "value": value}
     shapes = [_shape(name, array) for name, array in given.items()]

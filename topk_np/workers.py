@@ -84,6 +84,8 @@ class Scratch(threading.local):
         """
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape[0] < rows * columns or buffer.dtype != dtype:
+            self._buffers.pop(name, None)  # two at once would be one too many
+            del buffer
             buffer = self._buffers[name] = empty((rows * columns,), dtype=dtype)
         return array_namespace(buffer).reshape(buffer[: rows * columns], (rows, columns))
 

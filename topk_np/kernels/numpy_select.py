@@ -13,6 +13,7 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels import Selection
+from topk_np.kernels.numpy_mark import SORTED_BYTES
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
 LEAST_GROUP = 4  # with smaller groups than this, partitioning the whole row is quicker
@@ -79,7 +80,10 @@ def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
 def _below_kth(scores: Array, k: int) -> Array:
     """(C,): the value just below the k-th largest of each row."""
     kth = scores.shape[1] - k
-    largest = np.partition(scores, kth, axis=1)[:, kth]  # sorts NaN above +inf, as we do
+    short = scores.shape[1] * scores.itemsize <= SORTED_BYTES
+    # Either puts NaN above +inf, as we do.
+    ordered = np.sort(scores, axis=1) if short else np.partition(scores, kth, axis=1)
+    largest = ordered[:, kth]
     below = np.nextafter(largest, -np.inf)
     # What is just below 0 is 0 as well where the processor takes subnormal numbers for 0: it is a
     # setting of the thread, which others may have made (XLA makes it where it calls back).
