@@ -37,6 +37,10 @@ nb_merge_streams = True
 
 templates_path = ["templates"]
 autosummary_generate = True
+autosummary_filename_map = {  # plan and classifier have pages too, and some disks ignore case
+    "topk_np.Plan": "topk_np.Plan-class",
+    "topk_np.training.Classifier": "topk_np.training.Classifier-class",
+}
 autodoc_typehints = "none"  # the docstrings say shapes as well
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["jax", "torch"]  # for topk_np.interop, whose docstrings need neither

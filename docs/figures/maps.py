@@ -55,7 +55,8 @@ def main() -> None:
             plot_attention(residuals, head=tuple(head), ax=ax)
             ax.set_title(f"{title}\n{what}" + (f", {mass:.0%} of the mass" if k == K else ""))
     path = Path(__file__).with_suffix(".png")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    options = {"bbox_inches": "tight", "pad_inches": 0.1}  # labels are not cut at the edges
+    figure.savefig(path, dpi=110, metadata={"Software": None}, **options)
     print(path)
 
 

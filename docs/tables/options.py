@@ -169,7 +169,7 @@ def described(name: str, function: Callable[..., Any]) -> tuple[str, str]:
     text = inspect.getdoc(function) or ""
     found = re.search(rf"^(?:\w+, )*{name}(?:, \w+)* : (.*)\n((?:    .*\n)+)", text, re.MULTILINE)
     assert found, f"{name} is not documented"
-    kind = found[1].removesuffix(", optional")
+    kind = found[1].removesuffix(", optional").replace("concurrent.futures.", "")
     sentence = re.split(r"(?<=\.) ", " ".join(found[2].split()))[0]
     return kind, sentence.replace("``", "`")
 
