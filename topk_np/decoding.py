@@ -83,7 +83,7 @@ class KVCache:
     @property
     def key(self) -> Array:
         """
-        (..., N, D): the keys so far, a view, read-only where the library has that.
+        The keys so far (..., N, D), a view, read-only where the library has that.
 
         It stays valid until positions it shows are truncated and others appended in their place.
         """
@@ -91,7 +91,7 @@ class KVCache:
 
     @property
     def value(self) -> Array:
-        """(..., N, V): the values so far, a view like `key`."""
+        """The values so far (..., N, V), a view like `key`."""
         return self._view(1)
 
     def append(self, key: Array, value: Array, /) -> None:

@@ -37,6 +37,7 @@ class Plan:
     backward_chunk_size: int
     """Queries of a chunk in the backward pass."""
     out_bytes: int
+    """The output."""
     residual_bytes: int
     """Scores and indices kept for the backward pass."""
     grad_bytes: int
