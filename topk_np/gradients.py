@@ -18,7 +18,7 @@ from topk_np.positions import Head, own_place
 from topk_np.problem import Problem
 from topk_np.terms import SparseTerm, Term
 from topk_np.work import Task
-from topk_np.workers import MOST_TASKS, Crew
+from topk_np.workers import Crew
 
 LEAST_RANGE = 4096  # keys of a gradient that is cut into ranges
 
@@ -40,10 +40,10 @@ def sum_gradients(
     The gradients of the inputs by name.
 
     ``terms_of(task)`` gives what the queries of a task contribute; it is called on `wave_size`
-    tasks before what they contribute is added: as many as may run at once, unless told otherwise.
+    tasks before what they contribute is added: a wave of the crew's, unless told otherwise.
     """
     if wave_size is None:
-        wave_size = MOST_TASKS if is_numpy(problem.xp) else 1
+        wave_size = crew.wave if is_numpy(problem.xp) else 1
     sums = _Sums(problem)
     waves = [tasks[wave] for wave in slices(len(tasks), wave_size)]
     last = {place: i for i, wave in enumerate(waves) for place in sums.places(wave)}

@@ -172,7 +172,8 @@ def plan(
         stackable=on_numpy and by_score and not gated and not (stored < 4 and shared),
     )
     chunks = plan_chunks(sizes, chunk_size, memory_budget)
-    threads = min(Crew(check_workers(workers)).threads, sizes.tasks)
+    crew = Crew(check_workers(workers))
+    threads, wave = (min(most, sizes.tasks) for most in (crew.threads, crew.wave))
 
     summed = [*shapes, *shapes[1:2][:gated]]  # the gate has the shape of the keys
     grads = sum(map(math.prod, summed))
@@ -181,9 +182,9 @@ def plan(
         copies = sum(math.prod(shape[-2:]) for shape in copied) * sizes.itemsize
         forward, backward = _short_scratch(sizes, chunks, threads, copies)
     else:
-        forward, backward = _scratch(sizes, chunks, threads)
+        forward, backward = _scratch(sizes, chunks, threads, wave)
         if sizes.narrow:
-            backward += _wide_sums(summed, chunks, sizes.tasks) * sizes.itemsize
+            backward += _wide_sums(summed, chunks, wave) * sizes.itemsize
     return Plan(
         chunks.queries,
         chunks.keys,
@@ -196,7 +197,7 @@ def plan(
     )
 
 
-def _scratch(sizes: Sizes, chunks: Chunks, threads: int) -> tuple[int, int]:
+def _scratch(sizes: Sizes, chunks: Chunks, threads: int, wave: int) -> tuple[int, int]:
     """What the tasks of the forward and of the backward pass hold at once."""
     stacked = sizes.stacked_bytes(chunks.heads) // 2
     rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
@@ -205,7 +206,7 @@ def _scratch(sizes: Sizes, chunks: Chunks, threads: int) -> tuple[int, int]:
     forward = sizes.forward_bytes(rows, chunks.keys) + stacked // 2
     return (
         _at_once(sizes, chunks, chunks.queries, threads) * forward,
-        _at_once(sizes, chunks, chunks.backward_queries, sizes.tasks) * held
+        _at_once(sizes, chunks, chunks.backward_queries, wave) * held
         + _at_once(sizes, chunks, chunks.backward_queries, threads) * busy,
     )
 

@@ -104,6 +104,15 @@ class Crew:
         self._pool = workers if isinstance(workers, Executor) else None
         self.threads = MOST_TASKS if isinstance(workers, Executor) else min(workers, MOST_TASKS)
 
+    @property
+    def wave(self) -> int:
+        """
+        Tasks whose results are held at once, where they are added up in order.
+
+        Enough to keep all threads busy, and so few that the next use the same memory again.
+        """
+        return min(2 * self.threads, MOST_TASKS)
+
     def __enter__(self) -> Crew:
         """Hold BLAS to one thread."""
         _guard.enter(self)
