@@ -119,8 +119,8 @@ class Sizes:
 
     def short_backward_bytes(self, heads: int) -> int:
         """Scratch of one task of the backward pass on a stack of heads, but for copies of them."""
-        slots = self.slots * (2 * self.itemsize + 8 + self.masked)
-        return heads * self.queries * (self.keys * self.itemsize + slots)
+        matrices = 2 * self.keys * self.itemsize  # weights and their gradients
+        return heads * self.queries * (matrices + 4 * self.slots * self.masked)
 
     def copied_bytes(self, heads: int) -> int:
         """Copies of the queries, keys and values of a stack of heads, or of their gradients."""

@@ -18,7 +18,7 @@ import numpy as np
 from topk_np._namespace import Array, Filled, cast
 from topk_np.chunking import Chunks, slices
 from topk_np.core import Kept
-from topk_np.kernels.numpy import MOST_EXPONENT, softmax
+from topk_np.kernels.numpy import MOST_EXPONENT, add_slots, softmax
 from topk_np.kernels.numpy_mark import mark
 from topk_np.packs import allowed_pairs, matrices
 from topk_np.problem import Problem
@@ -53,24 +53,27 @@ def forward(
         marked = mark(rows, counts)
         if marked is None:
             return False
+        late = problem.late_scale
+        rows *= late
         if kept is not None:
             _keep(problem, kept, heads, rows, marked.hits, counts)
         # 3  weights = softmax(best), but for the division by their total; where the largest of each
         #    row is neither negative, which makes totals at least 1, nor too much for exp, without
         #    taking it off
-        late, shift = problem.late_scale, marked.largest
-        if shift.min() >= 0 and shift.max() * late < MOST_EXPONENT:
-            shift = np.zeros_like(shift)
-        else:
+        shift = None
+        if marked.most * late >= MOST_EXPONENT or marked.largest.min() < 0:
+            shift = marked.largest * late
             rows -= shift
-        rows *= late
         np.exp(rows, out=rows)
         rows *= marked.hits
-        totals = (rows @ np.ones((stack.keys, 1), rows.dtype)).reshape(*scores.shape[:2], 1)
+        totals = scores @ np.ones((stack.keys, 1), scores.dtype)
         if lse is not None:
             own = _view(problem, lse.array)[heads]
-            own[...] = np.log(totals) + (shift * late).reshape(totals.shape)
-        totals[totals == 0] = 1
+            np.log(totals, out=own)
+            if shift is not None:
+                own += shift.reshape(own.shape)
+        if stack.allowed is not None:
+            totals[totals == 0] = 1
         # 4  out = weights value
         own = _view(problem, out)[heads]
         piece = np.matmul(scores, stack.value, out=own if own.dtype == scores.dtype else None)
@@ -94,42 +97,36 @@ def backward(
 ) -> dict[str, Array] | None:
     """The gradients, as `topk_np.core.backward` makes them; None where something is not finite."""
     arrays = problem.inputs
-    grads = {name: np.zeros(array.shape, array.dtype) for name, array in arrays.items()}
     shared = {name for name, array in arrays.items() if array.shape[:-2] != problem.batch}
+    grads = {
+        name: (np.zeros if name in shared else np.empty)(array.shape, array.dtype)
+        for name, array in arrays.items()
+    }
 
     def work(heads: slice) -> dict[str, Array] | None:
         stack = _stack(problem, heads)
-        scores, indices = (
-            _view(problem, filled.array)[heads] for filled in (kept.scores, kept.indices)
-        )
-        slots = (-1, scores.shape[-1])
-        weights = softmax(scores.reshape(slots))
-        # One matrix (G, Q, n) after the other is made in the same room. Unused slots share a place
-        # behind it.
-        size = math.prod(scores.shape[:2]) * stack.keys
-        places = indices.reshape(slots) + np.arange(0, size, stack.keys)[:, None]
+        scores, indices = _slots(problem, kept, heads)
+        rows, slots = indices.shape
         if indices.min() < 0:
-            places[indices.reshape(slots) < 0] = size
-        room = np.zeros(size + 1, problem.dtype)
-        matrix = room[:size].reshape(*scores.shape[:2], stack.keys)
+            indices = np.maximum(indices, 0)  # unused slots weigh 0, wherever that is added
+        weights = np.zeros((rows, stack.keys), problem.dtype)
+        add_slots(softmax(scores), indices, np.full(rows, slots, np.int32), weights)
+        weights = weights.reshape(-1, problem.queries, stack.keys)
         dpiece = cast(np, matrices(dout, problem.batch, heads), problem.dtype)
         # 4  out = weights value
-        room[places] = weights
-        pieces = {"value": product("value", heads, matrix.mT, dpiece)}
-        np.matmul(dpiece, stack.value.mT, out=matrix)
-        room[size] = 0
-        dweights = room.take(places)
+        pieces = {"value": product("value", heads, weights.mT, dpiece)}
+        dscores = dpiece @ stack.value.mT  # the gradients of the weights, to begin with
         # 3  weights = softmax(best)
-        dweights -= np.vecdot(weights, dweights)[:, None]
+        dscores *= weights
+        totals = dscores @ np.ones((stack.keys, 1), dscores.dtype)
         if dlse is not None:
-            dweights += matrices(dlse, problem.batch, heads).reshape(-1, 1)
-        dweights *= weights
+            totals -= matrices(dlse, problem.batch, heads)
+        weights *= totals
+        dscores -= weights
         # 1  scores = scale query keyᵀ
-        dweights *= problem.scale
-        room[...] = 0
-        room[places] = dweights
-        pieces["query"] = product("query", heads, matrix, stack.key)
-        pieces["key"] = product("key", heads, matrix.mT, stack.query)
+        dscores *= problem.scale
+        pieces["query"] = product("query", heads, dscores, stack.key)
+        pieces["key"] = product("key", heads, dscores.mT, stack.query)
         finite = all(map(_finite, pieces.values()))
         return {name: pieces[name] for name in shared} if finite else None
 
@@ -137,8 +134,9 @@ def backward(
         """A product of stacks, which is in its place already where heads do not share it."""
         if name in shared:
             return left @ right
-        own = _view(problem, grads[name])[heads, : left.shape[1]]
-        return _product(left, right, own)
+        own, rows = _view(problem, grads[name])[heads], left.shape[1]
+        own[:, rows:] = 0  # keys that no query of these heads sees
+        return _product(left, right, own[:, :rows])
 
     packs = list(slices(math.prod(problem.batch), chunks.heads))
     with problem.crew(workers) as crew:
@@ -182,23 +180,27 @@ def _stack(problem: Problem, heads: slice) -> _Stack:
 def _keep(
     problem: Problem, kept: Kept, heads: slice, scores: Array, hits: Array, counts: int | Array
 ) -> None:
-    """Store the hits among the scores (G Q, n), but for their late scale."""
+    """Store the hits among the scores (G Q, n)."""
     flat = np.flatnonzero(hits)
     rows, columns = scores.shape
-    starts = np.arange(0, rows * columns, columns)
-    values, indices = (
-        _view(problem, filled.array)[heads].reshape(rows, -1)
-        for filled in (kept.scores, kept.indices)
-    )
+    starts = np.arange(0, rows * columns, columns, dtype=np.int32)
+    values, indices = _slots(problem, kept, heads)
     if flat.size == values.size:
         places = flat.reshape(values.shape)
         np.take(scores, places, out=values, mode="clip")  # no place is outside
-        np.subtract(places, starts[:, None], out=indices, casting="unsafe")
+        indices[...] = places
+        indices -= starts[:, None]
     else:
         used = np.arange(values.shape[1]) < np.reshape(counts, (-1, 1))
         values[...], indices[...] = -np.inf, -1
         values[used], indices[used] = scores.reshape(-1)[flat], flat - np.repeat(starts, counts)
-    values *= problem.late_scale
+
+
+def _slots(problem: Problem, kept: Kept, heads: slice) -> tuple[Array, Array]:
+    """The kept scores and indices of some heads, (G Q, K) each."""
+    scores, indices = _view(problem, kept.scores.array), _view(problem, kept.indices.array)
+    slots = (-1, scores.shape[-1])
+    return scores[heads].reshape(slots), indices[heads].reshape(slots)
 
 
 def _product(left: Array, right: Array, own: Array) -> Array:
@@ -212,7 +214,7 @@ def _product(left: Array, right: Array, own: Array) -> Array:
 
 def _finite(piece: Array) -> bool:
     """Whether all of an array is finite, and so are its squares."""
-    return bool(np.isfinite(np.vdot(piece, piece)))
+    return math.isfinite(np.vdot(piece, piece))
 
 
 def _view(problem: Problem, array: Array) -> Array:

@@ -20,10 +20,11 @@ ONE_SLOT = np.array([[1], [0], [-1]], np.int32), np.array([1, 1, 0], np.int32), 
 
 
 @each_engine
+@pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray])
 @given(sparse=sparse_CK_of_N(), seed=seeds)
 @example(sparse=ONE_SLOT, seed=0)
 def test_add_slots_adds_the_used_slots_where_they_belong(
-    engine: Engine, sparse: Any, seed: int
+    engine: Engine, layout: Any, sparse: Any, seed: int
 ) -> None:
     indices, counts, columns = sparse
     weights, _, _ = sparse_problem(seed, indices, counts, columns)
@@ -31,7 +32,7 @@ def test_add_slots_adds_the_used_slots_where_they_belong(
     expected = start.copy()
     for i, j in zip(*np.nonzero(indices >= 0), strict=True):
         expected[i, indices[i, j]] += weights[i, j]
-    out = own(engine, start)
+    out = own(engine, layout(start))
     given = engine.backend.arrays(weights, indices, counts)
     assert_close(engine.backend.to_numpy(engine.module.add_slots(*given, out)), expected)
 
@@ -62,7 +63,7 @@ def test_matmul_is_the_product_with_the_transposed_keys(engine: Engine, layout: 
 
 def own(engine: Engine, array: np.ndarray) -> Any:
     """An array that the engine may change: not handed over read-only."""
-    return array.copy() if engine.backend.name == "numpy" else engine.backend.asarray(array)
+    return array.copy("K") if engine.backend.name == "numpy" else engine.backend.asarray(array)
 
 
 def sparse_problem(seed: int, indices: np.ndarray, counts: np.ndarray, columns: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -171,8 +172,11 @@ def scatter_matmul(
 
 def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
     """`out` (C, N), to which ``weights[i, j]`` is added at ``[i, indices[i, j]]``."""
-    used = used_slots(indices, counts)
-    out[np.nonzero(used)[0], indices[used]] += weights[used]  # a row has an index once
+    total = np.ascontiguousarray(out)
+    matrix = _csr(weights, indices, counts)
+    _sparse().csr_todense(*out.shape, *matrix, total.reshape(-1))
+    if total is not out:
+        out[...] = total
     return out
 
 
@@ -196,6 +200,7 @@ def _by_column(ends: Array, columns: Array, data: Array, size: int) -> tuple[Arr
     return by_column
 
 
+@cache
 def _sparse() -> Any:
     """The loops below scipy's sparse matrices: they add in place, and check and copy nothing."""
     from scipy.sparse import _sparsetools  # takes a while to import

@@ -23,6 +23,8 @@ class Marked(NamedTuple):
     """(R, n) bool: which they are."""
     largest: Array
     """(R, 1) the largest score of each row; 0 where nothing is marked."""
+    most: float
+    """The largest of these."""
 
 
 def mark(scores: Array, counts: int | Array) -> Marked | None:
@@ -48,13 +50,13 @@ def mark(scores: Array, counts: int | Array) -> Marked | None:
         floor, wanted = np.take_along_axis(ordered, first, axis=1), int(counts.sum())
         empty = counts == 0
         floor[empty], largest[empty] = np.inf, 0
-    least = floor.min()
-    if not (least > -np.inf and largest.max() < np.inf):  # not with NaN either
+    most = float(largest.max())
+    if not (floor.min() > -np.inf and most < np.inf):  # not with NaN either
         return None
     hits = scores >= floor
     if np.count_nonzero(hits) > wanted:
         _drop_ties(scores, floor, hits, counts)
-    return Marked(hits, largest)
+    return Marked(hits, largest, most)
 
 
 def _drop_ties(scores: Array, floor: Array, hits: Array, counts: int | Array) -> None:
