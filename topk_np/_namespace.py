@@ -58,6 +58,8 @@ def array_namespace(*arrays: Array) -> Namespace:
 
 def namespace_of(named: Mapping[str, Array]) -> Namespace:
     """Like `array_namespace`, for arrays with the names that errors should mention."""
+    if {type(array) for array in named.values() if array is not None} == {np.ndarray}:
+        return np
     found = {
         name: _namespace_of_one(name, array) for name, array in named.items() if array is not None
     }

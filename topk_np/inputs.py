@@ -25,7 +25,7 @@ from topk_np.bias import make_bias
 from topk_np.dropout import make_dropout
 from topk_np.masking import Mask, check_window, make_mask
 from topk_np.options import AttentionOptions, check_known
-from topk_np.positions import Positions, make_positions
+from topk_np.positions import Head, Positions, make_positions
 from topk_np.problem import Problem
 from topk_np.relative import ALiBi, T5Bias
 from topk_np.rules import AlwaysKept, check_always_keep
@@ -44,14 +44,7 @@ def attention_problem(
     check_ndim("value", value, 2, "(..., N, V)")
     check_same("key's last axis", key.shape[-1], "query's", query.shape[-1])
     check_same("value's second last axis", value.shape[-2], "key's", key.shape[-2])
-    leads = [tuple(array.shape[:-2]) for array in (query, key, value)]
-    try:
-        batch = np.broadcast_shapes(*leads)
-    except ValueError:
-        raise ValueError(
-            "the leading axes of query, key and value must broadcast, got "
-            f"{leads[0]}, {leads[1]} and {leads[2]}"
-        ) from None
+    batch = _broadcast_leads(*(tuple(array.shape[:-2]) for array in (query, key, value)))
     (queries, width), keys = query.shape[-2:], key.shape[-2]
     given = options.get
     is_causal = check_flag("is_causal", given("is_causal", False))
@@ -95,6 +88,18 @@ def attention_problem(
         mask=mask,
         always=_always_kept(sinks, local, mask, positions, keys),
     )
+
+
+def _broadcast_leads(query: Head, key: Head, value: Head) -> Head:
+    if query == key == value:
+        return query
+    try:
+        return np.broadcast_shapes(query, key, value)
+    except ValueError:
+        raise ValueError(
+            "the leading axes of query, key and value must broadcast, got "
+            f"{query}, {key} and {value}"
+        ) from None
 
 
 def _always_kept(

@@ -8,6 +8,7 @@ one task at a time.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -134,15 +135,16 @@ class Problem:
             8 if self.dropout is not None else 0,  # random bits
             8 if isinstance(self.bias, TableBias) else 0,  # buckets
         )
+        narrow = self.dtype != self.query.dtype
         return Sizes(
-            heads=len(self.heads()),
+            heads=math.prod(self.batch),
             queries=self.queries,
             keys=self.keys,
             width=int(self.query.shape[-1] + self.value.shape[-1]),
             slots=self.slots(rule),
             itemsize=8 if self.dtype == self.xp.float64 else 4,
-            narrow=self.dtype != self.query.dtype,
-            copied=self.dtype != self.query.dtype or not _fits_blas(self.key, self.gate),
+            narrow=narrow,
+            copied=narrow or not _fits_blas(self.key, self.gate),
             score_matrices=1 + 4 * self.ranks_weights + for_scores,
             slot_matrices=for_slots,
             held_matrices=int(self.learned_bias is not None),
@@ -168,14 +170,14 @@ class Problem:
     def _stackable(self, rule: Rule) -> bool:
         """Whether short heads can be worked on by `topk_np.short`."""
         narrow = self.dtype != self.query.dtype
-        shared = any(a.shape[:-2] != self.batch for a in self.inputs.values())
         return (
             is_numpy(self.xp)
             and not is_portable(self.xp)
             and rule.p is None
             and self.always is None
             and self.plain
-            and not (narrow and shared)  # whose sums would all be wide at once
+            # The sums of what is shared would all be wide at once.
+            and not (narrow and any(a.shape[:-2] != self.batch for a in self.inputs.values()))
         )
 
     @property
@@ -273,7 +275,7 @@ class Problem:
 
     def crew(self, workers: Any) -> Crew:
         """The threads for this problem: one where more are not worth starting."""
-        scores = len(self.heads()) * self.queries * self.keys
+        scores = math.prod(self.batch) * self.queries * self.keys
         return Crew(workers if is_numpy(self.xp) and scores >= WORTH_THREADS else 1)
 
     def _key_bias(self, part: Part, keys: slice) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cache
 from types import TracebackType
@@ -137,7 +137,7 @@ class Crew:
         """
         tasks = list(tasks)
         results: list[Any] = [None] * len(tasks)
-        queue, lock, stop = iter(enumerate(tasks)), threading.Lock(), threading.Event()
+        queue = _Queue(tasks)
 
         def work(worker: int) -> None:
             try:
@@ -145,26 +145,20 @@ class Crew:
                 # Rows of NaN or inf are promised, not remarkable: no warnings about them.
                 with np.errstate(all="ignore"):
                     np.setbufsize(BUFFER_ELEMENTS)  # until errstate ends
-                    while not stop.is_set():
-                        with lock:
-                            i, task = next(queue, (None, None))
-                        if i is None:
-                            return
-                        results[i] = function(task)  # type: ignore[arg-type]
+                    for i, task in queue:
+                        results[i] = function(task)
             except BaseException:
-                stop.set()
+                queue.stop()
                 raise
 
         helpers = min(self.threads, len(tasks)) - 1
         if helpers < 1:
             work(0)
         else:
-            self._work_beside(work, helpers, stop)
+            self._work_beside(work, helpers, queue)
         return results
 
-    def _work_beside(
-        self, work: Callable[[int], None], helpers: int, stop: threading.Event
-    ) -> None:
+    def _work_beside(self, work: Callable[[int], None], helpers: int, queue: _Queue) -> None:
         """Run `work` here and in up to `helpers` threads; return when all have ended."""
         if self._pool is None:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
@@ -173,7 +167,7 @@ class Crew:
             futures.extend(self._submit(self._pool, work, 1 + i) for i in range(helpers))
             work(0)
         except BaseException:
-            stop.set()
+            queue.stop()
             raise
         finally:
             started = [future for future in futures if not future.cancel()]
@@ -191,6 +185,25 @@ class Crew:
             raise RuntimeError(
                 f"workers must be an executor that takes work, got {type(pool).__name__}: {error}"
             ) from error
+
+
+class _Queue(Iterator[tuple[int, Any]]):
+    """Tasks and their numbers, each for the one thread that asks first."""
+
+    def __init__(self, tasks: Iterable[Any]) -> None:
+        self._left = iter(enumerate(tasks))
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def __next__(self) -> tuple[int, Any]:
+        with self._lock:
+            if self._stopped:
+                raise StopIteration
+            return next(self._left)
+
+    def stop(self) -> None:
+        """Give out no more."""
+        self._stopped = True
 
 
 class _BlasGuard:
