@@ -35,8 +35,10 @@ CORE = {
     "gradients": ("test_gradients", *ATTENTION),
     "keeping": ("test_rules", *ATTENTION, "test_ffn"),
     "kernels/numpy": ("kernels/test_products", *ATTENTION),
+    "kernels/numpy_mark": ("kernels/test_mark", "test_short"),
     "kernels/numpy_select": ("kernels/test_engines", "test_selection", "test_attention"),
     "masking": ("test_masking", "test_options", "test_errors", "test_promises"),
+    "packs": ("test_short", "test_stacked", "test_dense", "test_promises"),
     "positions": ("test_masking", "test_options", "test_errors", "test_decoding"),
     "problem": (
         *ATTENTION,
@@ -49,6 +51,7 @@ CORE = {
     "rowsparse": ("test_rowsparse", "kernels/test_products", "test_promises"),
     "rules": ("test_rules", "test_options", "test_errors"),
     "selection": ("test_selection", "test_attention", "test_options"),
+    "short": ("test_short", *ATTENTION),
     "terms": ("test_gradients", "test_bias", "test_dense", *ATTENTION),
 }
 """The modules that are mutated, and the tests that are run on the mutants of each."""

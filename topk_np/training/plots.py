@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": QUIET,
 }
 WINDOW = 50  # steps whose mean is one point of a curve
+NEAR = 0.05  # of the height of a panel, which a name takes
 
 
 def plot_training(
@@ -100,15 +102,24 @@ def _means(lines: Sequence[Line]) -> list[Line]:
 
 
 def _baselines(axes: Any, baselines: Mapping[str, float]) -> None:
-    """A dashed line for what needs no model."""
-    for name, accuracy in baselines.items():
+    """A dashed line for what needs no model; lines too near for two names share one place."""
+    for accuracy in baselines.values():
         axes.axhline(accuracy, color=QUIET, linestyle="--", linewidth=1)
+    low, high = axes.get_ylim()
+    names: dict[float, list[str]] = {}
+    for name, accuracy in sorted(baselines.items(), key=itemgetter(1), reverse=True):
+        last = min(names, default=np.inf)
+        place = last if last - accuracy < NEAR * (high - low) else accuracy
+        names.setdefault(place, []).append(name)
+    for place, together in names.items():
         axes.annotate(
-            name,
-            (0.005, accuracy),
+            ", ".join(together),
+            (0, place),
+            (4, 3),
             xycoords=("axes fraction", "data"),
-            ha="left",
+            textcoords="offset points",
             va="bottom",
             size=9,
             color=QUIET,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.5},
         )
