@@ -22,6 +22,11 @@ OPTIONS = {"score_matrices": 3, "slot_matrices": 15, "held_matrices": 1, "masked
 
 PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "long": (LONG, 64 * MIB, Chunks(512, 2064, 2048, 1, 7923712)),
+    "one-block-of-keys": (
+        {**LONG, "queries": 1024, "keys": 1024},
+        64 * MIB,
+        Chunks(256, 1024, 512, 1, 2564096),
+    ),
     "long-keys": (
         {**LONG, "heads": 1, "queries": 2048, "keys": 2**16},
         64 * MIB,
@@ -77,6 +82,21 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
         Chunks(64, 64, 64, 8, 704512),
     ),
     "short-and-little-memory": (SHORT, MIB, Chunks(16, 32, 16, 5, 120320)),
+    "stacks": (
+        {**SHORT, "stackable": True},
+        64 * MIB,
+        Chunks(16, 32, 16, 64, 1318912, short=True),
+    ),
+    "stacks-of-one": (
+        {**LONG, "queries": 128, "keys": 512, "stackable": True},
+        64 * MIB,
+        Chunks(128, 512, 128, 1, 1310720, short=True),
+    ),
+    "too-long-for-stacks": (
+        {**LONG, "queries": 127, "keys": 513, "stackable": True},
+        64 * MIB,
+        Chunks(127, 513, 127, 1, 5826539),
+    ),
     "device": ({**LONG, "on_device": True}, 64 * MIB, Chunks(2048, 4096, 4096, 1, 53542912)),
     "device-long": (
         {**LONG, "heads": 1, "queries": 2**17, "keys": 2**17, "on_device": True},
