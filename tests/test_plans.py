@@ -95,7 +95,7 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "too-long-for-stacks": (
         {**LONG, "queries": 127, "keys": 513, "stackable": True},
         64 * MIB,
-        Chunks(127, 513, 127, 1, 5826539),
+        Chunks(127, 513, 127, 4, 5826539),
     ),
     "device": ({**LONG, "on_device": True}, 64 * MIB, Chunks(2048, 4096, 4096, 1, 53542912)),
     "device-long": (
