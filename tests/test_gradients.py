@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from topk_np.activations import ACTIVATIONS
 from topk_np.gradients import Addend, sum_gradients
 from topk_np.positions import Head
 from topk_np.problem import Problem
-from topk_np.terms import RowsTerm, SparseTerm
+from topk_np.terms import RowsTerm, SlotsTerm, SparseTerm
 from topk_np.work import Task
 from topk_np.workers import Crew
 
@@ -158,3 +159,25 @@ def test_terms_in_full_precision_are_added_to_what_is_returned(case: Case) -> No
     with Crew(1) as crew:
         sums = sum_gradients(case.problem, terms_of, case.tasks, crew)
     assert all(np.shares_memory(total, sums["query"]) for total in totals)
+
+
+def test_slots_are_added_to_arrays_that_are_made_anew_as_to_those_that_change() -> None:
+    weights, indices = np.array([[1.0, 2.0], [4.0, 0.0]]), np.array([[0, 2], [1, -1]], np.int32)
+    expected = np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 3.0], [1.0, 5.0, 1.0]])
+    for xp in (np, array_api_strict):
+        slots = (xp.asarray(array) for array in (weights, indices, np.array([2, 1], np.int32)))
+        total = SlotsTerm(*slots, start=11).add_to(xp.ones((3, 3)), 10)
+        assert np.array_equal(np.asarray(total), expected)
+
+
+def test_gradients_of_another_library_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    query, key, value = rng.standard_normal((3, 2, 9, 4))
+    options: dict[str, Any] = {"k": 3, "chunk_size": 4}
+    grads = []
+    for xp in (np, array_api_strict):
+        arrays = (xp.asarray(array) for array in (query, key[:1], value))
+        out, residuals = topk_np.topk_attention_fwd(*arrays, **options)
+        grads.append(topk_np.topk_attention_bwd(residuals, xp.ones(out.shape))[:3])
+    for ours, theirs in zip(*grads, strict=True):
+        np.testing.assert_allclose(np.asarray(theirs), ours, rtol=1e-10, atol=1e-12)

@@ -147,6 +147,8 @@ def test_what_an_option_holds_beside_the_scores_is_counted(
     rule = make_rule(*(options.get(name) for name in ("k", "p", "max_k")))
     sizes = residuals.problem.sizes(rule)
     assert (sizes.score_matrices, sizes.slot_matrices) == (score_matrices, slot_matrices)
+    # What a bias learns waits with the other gradients of a task.
+    assert sizes.held_matrices == isinstance(options.get("bias"), topk_np.T5Bias)
 
 
 def test_an_executor_counts_as_all_tasks_at_once() -> None:
@@ -154,3 +156,19 @@ def test_an_executor_counts_as_all_tasks_at_once() -> None:
     with ThreadPoolExecutor(1) as pool:
         held = plan(shape, shape, shape, k=8, workers=pool).forward_scratch
     assert held == plan(shape, shape, shape, k=8, workers=8).forward_scratch
+
+
+@pytest.mark.parametrize(
+    ("options", "masked"),
+    [
+        ({}, False),
+        ({"is_causal": True}, True),
+        ({"mask": np.eye(6, dtype=bool)}, True),
+        ({"always_keep": (1, 0)}, True),
+        ({"scale": 2.0}, False),
+    ],
+)
+def test_a_mask_is_counted(options: dict[str, Any], masked: bool) -> None:
+    x = np.ones((6, 4))
+    _, residuals = topk_np.topk_attention_fwd(x, x, x, k=2, **options)
+    assert residuals.problem.sizes(make_rule(2, None, None)).masked == masked

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from topk_np.chunking import Chunks, Sizes, plan_chunks
+from topk_np.chunking import Chunks, Sizes, plan_chunks, plan_dense_chunk
 
 MIB = 2**20
 LONG: dict[str, Any] = {
@@ -138,3 +138,17 @@ def test_the_budget_is_64_mib_unless_told_otherwise() -> None:
     for shapes in (LONG, {**LONG, "keys": 30000, "width": 2048}, {**LONG, "on_device": True}):
         sizes = Sizes(**shapes)
         assert plan_chunks(sizes) == plan_chunks(sizes, memory_budget=64 * MIB)
+
+
+def test_a_dense_plan_changes_on_purpose_or_not_at_all() -> None:
+    for more, rows in (({}, 51), (OPTIONS, 18), ({"keys": 30000}, 6)):
+        assert plan_dense_chunk(Sizes(**{**LONG, **more}), memory_budget=64 * MIB) == rows
+
+
+def test_a_mask_holds_two_bytes_a_score() -> None:
+    masked = Sizes(**{**LONG, "slots": 1, "masked": True})
+    assert masked.forward_bytes(10, 10**4) == 10 * 10**4 * (4 + 2)
+    # In a stack a number a score too, and one more and 12 bytes a slot.
+    stack, other = (Sizes(**{**SHORT, "masked": masked}) for masked in (True, False))
+    more = stack.short_forward_bytes(3) - other.short_forward_bytes(3)
+    assert more == 3 * 16 * (32 * (4 + 2) + 8 * (4 + 12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -155,6 +156,22 @@ def test_blocks_of_rising_falling_and_equal_scores_give_the_k_best(xp: Backend, 
         chosen = select_by_sorting(line.tolist(), k)
         assert found.tolist() == chosen
         np.testing.assert_array_equal(kept, line[chosen])
+
+
+def test_what_is_found_in_blocks_is_merged_before_it_is_many_times_k() -> None:
+    """Of rising scores every block has k that beat the floor."""
+    rows, k, blocks = 20, 10, 100
+    scores = np.arange(blocks * k, dtype=np.float64) + np.zeros((rows, 1))
+    best = KBest(k)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for start in range(0, blocks * k, k):
+            best.add(scores[:, start : start + k], start)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert held < 6 * rows * k * (8 + 4)
 
 
 def test_slots_without_an_index_are_taken_as_zero(xp: Backend) -> None:

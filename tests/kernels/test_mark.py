@@ -45,6 +45,7 @@ def test_what_is_marked_is_what_a_sorted_list_gives(
         same = mark(scores, k)
         assert same is not None
         assert places(same.hits) == wanted
+        assert np.array_equal(same.largest, marked.largest)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])

@@ -37,7 +37,7 @@ CORE = {
     "kernels/numpy": ("kernels/test_products", *ATTENTION),
     "kernels/numpy_mark": ("kernels/test_mark", "test_short"),
     "kernels/numpy_select": ("kernels/test_engines", "test_selection", "test_attention"),
-    "masking": ("test_masking", "test_options", "test_errors", "test_promises"),
+    "masking": ("test_masking", "test_options", "test_errors", "test_promises", "test_core"),
     "packs": ("test_short", "test_stacked", "test_dense", "test_promises"),
     "positions": ("test_masking", "test_options", "test_errors", "test_decoding"),
     "problem": (
@@ -47,6 +47,7 @@ CORE = {
         "test_planning",
         "test_inputs",
         "test_workers",
+        "test_short",
     ),
     "rowsparse": ("test_rowsparse", "kernels/test_products", "test_promises"),
     "rules": ("test_rules", "test_options", "test_errors"),
