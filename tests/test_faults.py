@@ -255,7 +255,7 @@ def test_memory_stays_flat_over_many_calls() -> None:
 
     tracemalloc.start()
     try:
-        left_after(number // 10)  # with what is kept for all calls
+        left_after(number)  # with what is kept for all calls
         blocks, size = left_after(1)
         more_blocks, more_size = left_after(number)
     finally:

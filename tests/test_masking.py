@@ -259,6 +259,14 @@ def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
     assert mask.visible((), slice(200, 202), 100) == slice(100, 100)
 
 
+def test_a_chunk_sees_its_window_of_keys_from_any_first_key_on() -> None:
+    """Chunks look at the keys from 8 on, where the window of the first query begins."""
+    x, value = np.ones((3, 1)), np.arange(14.0)[:, None]
+    options = {"query_offset": 10, "window": (2, 1), "is_causal": True}
+    out = topk_np.topk_attention(x, np.ones((14, 1)), value, k=14, chunk_size=2, **options)
+    np.testing.assert_allclose(out[:, 0], [9, 10, 11])
+
+
 @each_attention
 def test_each_chunk_asks_a_mask_function_for_its_own_pairs(
     xp: Backend, attention: Attention

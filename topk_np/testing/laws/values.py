@@ -59,7 +59,7 @@ def extreme(subject: Attention, problem: AttentionProblem) -> None:
 def poisoned(subject: Attention, problem: AttentionProblem) -> None:
     """A query with NaN or +inf among its scores gives NaN, the others what they gave without."""
     for poison in (np.nan, np.inf):
-        query, key = problem.query.copy(), np.abs(problem.key) + 1
+        query, key = problem.query.copy(), _above_zero(problem.key)
         query[..., 0, :] = poison
         clean = solve(replace(problem, key=key))
         out = subject.out_of(replace(problem, query=query, key=key))
@@ -70,11 +70,16 @@ def poisoned(subject: Attention, problem: AttentionProblem) -> None:
         tolerance = replace(problem, key=key).tolerance("out")
         near("the output of other queries", out, clean.out, tolerance, others[..., None])
         # Of a key all queries have such a score. They are above 0: a score of -inf is masked.
-        query, key = np.abs(problem.query) + 1, problem.key.copy()
+        query, key = _above_zero(problem.query), problem.key.copy()
         key[..., -1, :] = poison
         out = subject.out_of(replace(problem, query=query, key=key))
         nowhere = np.full(problem.dout.shape, np.nan)
         near(f"beside a key of {poison} the output", out, nowhere, 0.0)
+
+
+def _above_zero(array: np.ndarray) -> np.ndarray:
+    # An older NumPy makes float32 of bfloat16 and a number.
+    return (np.abs(array) + 1).astype(array.dtype)
 
 
 def lse(subject: Attention, problem: AttentionProblem) -> None:
