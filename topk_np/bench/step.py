@@ -52,7 +52,14 @@ def make_model(case: Case, attention: str, /) -> Classifier:
         layers=LAYERS,
         width=case.width,
         hidden=HIDDEN,
-        block=BlockConfig(heads=case.heads, attention=attention, k=case.k),
+        block=BlockConfig(
+            heads=case.heads,
+            attention=attention,
+            k=case.k,
+            # Threads that share a core take more of its time than one, and the peer has one.
+            attention_options={"workers": 1},
+            ffn_options={"workers": 1},
+        ),
     )
 
 
