@@ -165,8 +165,9 @@ def test_slots_are_added_to_arrays_that_are_made_anew_as_to_those_that_change() 
     weights, indices = np.array([[1.0, 2.0], [4.0, 0.0]]), np.array([[0, 2], [1, -1]], np.int32)
     expected = np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 3.0], [1.0, 5.0, 1.0]])
     for xp in (np, array_api_strict):
-        slots = (xp.asarray(array) for array in (weights, indices, np.array([2, 1], np.int32)))
-        total = SlotsTerm(*slots, start=11).add_to(xp.ones((3, 3)), 10)
+        counts = xp.asarray([2, 1], dtype=xp.int32)
+        term = SlotsTerm(xp.asarray(weights), xp.asarray(indices), counts, start=11)
+        total = term.add_to(xp.ones((3, 3)), 10)
         assert np.array_equal(np.asarray(total), expected)
 
 

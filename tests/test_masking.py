@@ -262,8 +262,10 @@ def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
 def test_a_chunk_sees_its_window_of_keys_from_any_first_key_on() -> None:
     """Chunks look at the keys from 8 on, where the window of the first query begins."""
     x, value = np.ones((3, 1)), np.arange(14.0)[:, None]
-    options = {"query_offset": 10, "window": (2, 1), "is_causal": True}
-    out = topk_np.topk_attention(x, np.ones((14, 1)), value, k=14, chunk_size=2, **options)
+    key = np.ones((14, 1))
+    out = topk_np.topk_attention(
+        x, key, value, k=14, chunk_size=2, query_offset=10, window=(2, 1), is_causal=True
+    )
     np.testing.assert_allclose(out[:, 0], [9, 10, 11])
 
 

@@ -79,7 +79,8 @@ def poisoned(subject: Attention, problem: AttentionProblem) -> None:
 
 def _above_zero(array: np.ndarray) -> np.ndarray:
     # An older NumPy makes float32 of bfloat16 and a number.
-    return (np.abs(array) + 1).astype(array.dtype)
+    above: np.ndarray = np.abs(array) + 1
+    return above.astype(array.dtype)
 
 
 def lse(subject: Attention, problem: AttentionProblem) -> None:
