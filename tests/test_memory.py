@@ -172,6 +172,7 @@ def test_the_topk_ffn_stays_within_its_budget(select: str, gated: bool) -> None:
 @pytest.mark.parametrize("function", ["topk_attention", "dense_attention"])
 def test_half_precision_is_summed_in_few_wide_heads(function: str) -> None:
     """Many heads: their gradients in float32, all at once, would be twice what is returned."""
+    warm_up()
     rng = np.random.default_rng(0)
     x = rng.standard_normal((128, 256, 64)).astype(np.float16)
     budget = 4 * MIB
