@@ -99,7 +99,7 @@ def _cell(run: Run) -> str:
 
 def _growth(runs: list[Run]) -> str:
     """Between the two longest."""
-    return f"{slopes(runs)[1] * 1024 / MEBI:.0f}" if len(runs) > 1 else ""
+    return f"{slopes(runs)[1] * 1024 / MEBI:,.0f}" if len(runs) > 1 else ""
 
 
 def _verdict(cells: dict[tuple[str, int], Run]) -> list[str]:
