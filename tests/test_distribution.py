@@ -21,6 +21,7 @@ def installed() -> list[PackagePath]:
         files = distribution("topk_np").files or []
     except PackageNotFoundError:
         files = []
+    # `make test-dist`, which `.ci/run` calls, installs one, so that these tests run there.
     if PackagePath("topk_np/__init__.py") not in files:
         pytest.skip("no wheel is installed: the package lies in its source tree")
     return files

@@ -184,6 +184,7 @@ def test_an_error_on_any_line_comes_through_and_leaves_all_as_it_was(
         assert_same_bits(one, other)
 
 
+# Without fork, as on Windows, no process can inherit a lock that is held.
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # of the threads, since 3.12
 def test_a_process_forked_while_others_compute_starts_afresh() -> None:

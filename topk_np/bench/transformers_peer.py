@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from topk_np.models.llama import Llama
+from topk_np.models.llama_blocks import Llama
 from topk_np.models.llama_names import llama_names
 from topk_np.models.names import scatter
 

@@ -17,7 +17,7 @@ from topk_np.models.gguf_fields import (
     template_from_fields,
     tokenizer_from_fields,
 )
-from topk_np.models.llama import Llama
+from topk_np.models.llama_blocks import Llama
 from topk_np.models.llama_names import llama_names
 from topk_np.models.model import Model
 from topk_np.models.names import gather

@@ -12,7 +12,7 @@ import numpy as np
 from topk_np.models.adapter import Adapter
 from topk_np.models.chat import chat_prompt
 from topk_np.models.decode import generate
-from topk_np.models.llama import Llama, LlamaConfig
+from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
 from topk_np.models.sampling import Sampling
 

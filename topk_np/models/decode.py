@@ -9,7 +9,8 @@ from array_api_compat import device
 
 from topk_np import KVCache
 from topk_np._namespace import Array, array_namespace, check_integer
-from topk_np.models.llama import Llama, check_ks, forward, logits, output_layer
+from topk_np.models.llama import forward, logits, output_layer
+from topk_np.models.llama_blocks import Llama, check_ks
 from topk_np.models.one_row import one_row_linear
 from topk_np.models.sampling import Sampling
 from topk_np.models.tokens import check_tokens

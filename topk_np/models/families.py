@@ -6,7 +6,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from topk_np.models import bert, bert_names, llama, llama_names, t5, t5_blocks, t5_names
+from topk_np.models import (
+    bert,
+    bert_names,
+    llama_blocks,
+    llama_names,
+    t5,
+    t5_blocks,
+    t5_names,
+)
 from topk_np.models.configs import layers
 from topk_np.models.model import Model
 from topk_np.models.names import Name
@@ -43,12 +51,12 @@ FAMILIES = {
         bert.check_ks,
     ),
     "llama": Family(
-        llama.LlamaConfig,
+        llama_blocks.LlamaConfig,
         llama_names.llama_config,
         _llama_names,
         llama_names.llama_sizes,
         llama_names.llama_ignored,
-        llama.check_ks,
+        llama_blocks.check_ks,
     ),
     "t5": Family(
         t5.T5Config,

@@ -8,7 +8,7 @@ from typing import Any
 
 from topk_np.models.bpe import ByteBPE
 from topk_np.models.configs import check, check_groups
-from topk_np.models.llama import LlamaConfig
+from topk_np.models.llama_blocks import LlamaConfig
 
 ENDS = ("<|endoftext|>", "<|im_end|>")  # end a text or a turn, whether or not a file says so
 

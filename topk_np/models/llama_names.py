@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from topk_np.models.configs import check, check_groups, number, positive, table
-from topk_np.models.llama import LlamaConfig
+from topk_np.models.llama_blocks import LlamaConfig
 from topk_np.models.names import Name, depth_of
 
 Style = Literal["safetensors", "gguf"]

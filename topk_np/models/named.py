@@ -7,7 +7,7 @@ from typing import Any
 
 from topk_np.models.bert import BertConfig
 from topk_np.models.fetch import WEIGHTS, fetch
-from topk_np.models.llama import LlamaConfig
+from topk_np.models.llama_blocks import LlamaConfig
 from topk_np.models.load import load_model
 from topk_np.models.model import Model
 from topk_np.models.t5_blocks import T5Config

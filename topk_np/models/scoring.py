@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from topk_np import array_namespace
 from topk_np._namespace import Array
-from topk_np.models.llama import Llama, logits
+from topk_np.models.llama import logits
+from topk_np.models.llama_blocks import Llama
 
 CHUNK = 256  # positions at a time: never Q x T logits
 
