@@ -16,6 +16,7 @@ import topk_np.kernels.numpy
 import topk_np.kernels.numpy_select
 import topk_np.problem
 import topk_np.terms
+import topk_np.workers
 from tests.backends import Backend, selected_backends
 
 # The sizes from which work is cut up, and what they are where small problems shall be cut too.
@@ -32,15 +33,22 @@ TINY_PLANS = {
         "DEVICE_SCORES": 8,
         "MOST_BACKWARD_QUERIES": 3,
         "FEWEST_BACKWARD_QUERIES": 2,
+        "LONG_BACKWARD_QUERIES": 2,
         "SHORT_SCORES": 24,
         "PACKED_SCORES": 16,
         "WORTH_THREADS": 0,
     },
     topk_np.gradients: {"LEAST_RANGE": 2},
     topk_np.kernels.numpy: {"GATHERED_BYTES": 64, "CACHE_BYTES": 64},
-    topk_np.kernels.numpy_select: {"GROUPS_PER_SLOT": 2, "LEAST_GROUP": 2, "DENSE_HITS": 3},
+    topk_np.kernels.numpy_select: {
+        "GROUPS_PER_SLOT": 2,
+        "LEAST_GROUPS": 3,
+        "LEAST_GROUP": 2,
+        "DENSE_HITS": 3,
+    },
     topk_np.problem: {"WORTH_THREADS": 0},
     topk_np.terms: {"DENSE_BLOCK": 3},
+    topk_np.workers: {"SAME_PLACE": 16},
 }
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.differing_executors]

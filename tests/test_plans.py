@@ -25,12 +25,12 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "one-block-of-keys": (
         {**LONG, "queries": 1024, "keys": 1024},
         64 * MIB,
-        Chunks(256, 1024, 512, 1, 2564096),
+        Chunks(512, 1024, 1024, 1, 5128192),
     ),
     "long-keys": (
         {**LONG, "heads": 1, "queries": 2048, "keys": 2**16},
         64 * MIB,
-        Chunks(256, 4112, 256, 1, 6714368),
+        Chunks(256, 4112, 512, 1, 6714368),
     ),
     "many-keys-one-slot": (
         {**LONG, "keys": 10**6, "slots": 1},
@@ -40,22 +40,22 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "keys-for-few-slots": (
         {**LONG, "slots": 8},
         8 * MIB,
-        Chunks(128, 1024, 1372, 1, 964608),
+        Chunks(128, 1024, 918, 1, 994304),
     ),
     "few-keys-many-slots": (
         {**LONG, "keys": 3000, "slots": 2000},
         64 * MIB,
-        Chunks(64, 3000, 121, 1, 8286976),
+        Chunks(64, 3000, 121, 1, 8299264),
     ),
     "many-slots-little-memory": (
         {**LONG, "keys": 2**16, "slots": 400},
         8 * MIB,
-        Chunks(16, 1600, 60, 1, 1045504),
+        Chunks(16, 1600, 39, 1, 1033472),
     ),
     "wide": (
         {**LONG, "queries": 300, "width": 4096, "slots": 512},
         64 * MIB,
-        Chunks(75, 4096, 149, 1, 7856128),
+        Chunks(75, 4096, 153, 1, 7954432),
     ),
     "one-query": (
         {**LONG, "heads": 32, "queries": 1, "keys": 10**6},
@@ -63,16 +63,16 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
         Chunks(1, 10**6, 1, 1, 5254640),
     ),
     "little-memory": (LONG, 2 * MIB, Chunks(8, 1024, 13, 1, 242944)),
-    "options": ({**LONG, **OPTIONS, "itemsize": 8}, 16 * MIB, Chunks(32, 1024, 139, 1, 1934592)),
+    "options": ({**LONG, **OPTIONS, "itemsize": 8}, 16 * MIB, Chunks(32, 1024, 121, 1, 1980160)),
     "half-precision": (
         {**LONG, "keys": 30000, "narrow": True, "copied": True},
         16 * MIB,
-        Chunks(128, 1024, 702, 1, 2059264),
+        Chunks(128, 1024, 614, 1, 2096128),
     ),
     "whole-rows": (
         {**LONG, "keys": 30000, "score_matrices": 5, "whole_rows": True},
         64 * MIB,
-        Chunks(8, 30000, 2048, 1, 5137120),
+        Chunks(8, 30000, 2048, 1, 5242880),
     ),
     "short": (SHORT, 64 * MIB, Chunks(16, 32, 16, 32, 770048)),
     "short-and-few": ({**SHORT, "heads": 6}, 64 * MIB, Chunks(16, 32, 16, 6, 144384)),
@@ -85,7 +85,7 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "stacks": (
         {**SHORT, "stackable": True},
         64 * MIB,
-        Chunks(16, 32, 16, 64, 1318912, short=True),
+        Chunks(16, 32, 16, 64, 1540096, short=True),
     ),
     "stacks-of-one": (
         {**LONG, "queries": 128, "keys": 512, "stackable": True},
@@ -101,7 +101,7 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "device-long": (
         {**LONG, "heads": 1, "queries": 2**17, "keys": 2**17, "on_device": True},
         64 * MIB,
-        Chunks(1024, 8208, 16384, 1, 63176704),
+        Chunks(1024, 8208, 16384, 1, 63438848),
     ),
     "device-short": ({**SHORT, "on_device": True}, 64 * MIB, Chunks(16, 32, 16, 512, 10551296)),
     "device-less-memory": (
@@ -112,7 +112,7 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
     "device-little-memory": (
         {**LONG, "on_device": True},
         2 * MIB,
-        Chunks(128, 1024, 421, 1, 1878784),
+        Chunks(128, 1024, 368, 1, 1937408),
     ),
     "nothing": (
         {**LONG, "heads": 0, "queries": 0, "keys": 0, "slots": 0},
@@ -131,7 +131,7 @@ def test_a_plan_changes_on_purpose_or_not_at_all(name: str) -> None:
 def test_a_given_chunk_size_is_that_of_both_passes() -> None:
     assert plan_chunks(Sizes(**LONG), chunk_size=100) == Chunks(100, 4096, 100, 1, 2614400)
     few = {**LONG, "slots": 8}  # then many queries leave little room for keys
-    assert plan_chunks(Sizes(**few), 2048, 16 * MIB) == Chunks(512, 528, 512, 1, 1730560)
+    assert plan_chunks(Sizes(**few), 2048, 16 * MIB) == Chunks(512, 528, 512, 1, 1982464)
 
 
 def test_the_budget_is_64_mib_unless_told_otherwise() -> None:

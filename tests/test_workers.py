@@ -83,6 +83,15 @@ def test_an_executor_that_was_given_stays_open() -> None:
         assert pool.submit(lambda: 5).result() == 5
 
 
+def test_rows_of_scratch_do_not_compete_for_the_same_places_of_a_cache() -> None:
+    """That is what a multiple of SAME_PLACE bytes would do."""
+    for columns in (1, 1024, 1040, 2048):
+        rows = Scratch().matrix("scores", 3, columns, np.float32)
+        assert rows.shape == (3, columns)
+        assert rows.strides[0] % topk_np.workers.SAME_PLACE
+        assert rows.strides[1] == 4
+
+
 def test_scratch_is_used_again_by_its_thread_and_not_by_others() -> None:
     scratch = Scratch()
     first = scratch.matrix("scores", 3, 4, np.float32)

@@ -16,12 +16,11 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 # of queries that are long enough for the matrix product yet leave some for every worker.
 MOST_QUERIES, FEWEST_QUERIES = 512, 128
 BLOCK_SCORES = 2**20
-# Rows of scores a multiple of 4 KiB apart compete for the same few places in a core's first cache,
-# and BLAS writes several rows at once: so a block has a few keys more.
-FEW_MORE = 16
+FEW_MORE = 16  # keys of a block, so that its rows of scores lie together, yet not 4 KiB apart
 LEAST_BLOCK = 1024
 LONG = 8  # times k keys make a block that is quick to select from
 MOST_BACKWARD_QUERIES, FEWEST_BACKWARD_QUERIES = 2048, 256
+LONG_BACKWARD_QUERIES = 1024  # chunks that are worth having four tasks, not eight
 PACKED_QUERIES = 512  # queries of all heads of a task, where heads are short
 # A device does one task at a time, with all of the budget: what keeps it busy is much work at once.
 MOST_DEVICE_QUERIES, FEWEST_DEVICE_QUERIES = 2**14, 2**9
@@ -180,9 +179,7 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
         )
 
     even = -(-sizes.heads * sizes.queries // sizes.tasks)  # a share for each of the tasks
-    # Where there is one block for all keys, selection needs it in the cache several times.
-    most = MOST_QUERIES if MOST_QUERIES * keys > BLOCK_SCORES else MOST_QUERIES // 2
-    most_backward = MOST_BACKWARD_QUERIES
+    most, most_backward = MOST_QUERIES, MOST_BACKWARD_QUERIES
     fewest, scores = FEWEST_QUERIES // 2, BLOCK_SCORES
     if sizes.on_device:
         most = most_backward = MOST_DEVICE_QUERIES
@@ -199,7 +196,8 @@ def plan_chunks(sizes: Sizes, chunk_size: Any = None, memory_budget: Any = None)
         else:
             rows = -(-rows // 2)
 
-    backward = min(most_backward, max(FEWEST_BACKWARD_QUERIES, even))
+    fewest_backward = max(FEWEST_BACKWARD_QUERIES, min(LONG_BACKWARD_QUERIES, 2 * even))
+    backward = min(most_backward, max(fewest_backward, even))
     if chunk_size is not None:
         backward = rows
     backward = max(1, min(backward, sizes.queries))

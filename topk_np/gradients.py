@@ -74,6 +74,13 @@ class _Sums:
             for name, array in problem.inputs.items()
         }
         self.unfinished: dict[Place, Array] = {}
+        self._begun: set[Place] = set()
+
+    def begin(self, place: Place) -> bool:
+        """Whether this is the first time, so that nothing was added there yet."""
+        first = place not in self._begun
+        self._begun.add(place)
+        return first
 
     def places(self, tasks: list[Task]) -> set[Place]:
         """Where the tasks may add to, if there will be sums apart."""
@@ -120,10 +127,16 @@ class _Share(NamedTuple):
     total: Array
     """These rows, so far."""
     terms: list[Term]
+    write_first: bool
+    """Whether they are still 0, in memory that may never have been written to."""
 
     def sum(self) -> Array:
         """The rows with all terms added: in place, or a new array."""
         total = self.total
+        if self.write_first:
+            # Memory that is read before it is written is mapped twice, and between the two all
+            # threads have to be interrupted.
+            total[...] = 0
         for term in self.terms:
             total = term.add_to(total, self.rows.start)
         return total
@@ -143,6 +156,7 @@ def _shares(problem: Problem, sums: _Sums, addends: list[Addend], threads: int) 
         size = max(length, 1)
         if place in scattered:
             size = max(LEAST_RANGE, -(-size // ranges))
+        write_first = sums.begin(place) and is_numpy(problem.xp)
         for rows in slices(length, size):
-            shares.append(_Share(place, rows, sums.rows(place, rows), terms))
+            shares.append(_Share(place, rows, sums.rows(place, rows), terms, write_first))
     return shares

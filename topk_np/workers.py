@@ -15,13 +15,17 @@ from weakref import WeakSet
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from topk_np._namespace import Array, array_namespace, check_integer
+from topk_np._namespace import Array, array_namespace, check_integer, is_numpy
 
 MOST_TASKS = 8  # run at once; the memory budget is shared by as many
 
 # NumPy copies a broadcast column beside rows that fit its buffer; with a small one it need not,
 # and comparing a block of scores with a value for each row takes half the time.
 BUFFER_ELEMENTS = 512
+
+# Rows of scores a multiple of 4 KiB apart compete for the same few places in a core's first cache,
+# and BLAS writes several rows at once: so they lie a few numbers further apart.
+SAME_PLACE, APART = 4096, 16
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -80,14 +84,19 @@ class Scratch(threading.local):
         """
         An array (rows, columns) with arbitrary contents, the thread's own by this name.
 
-        It is made by `empty`, of a library and device that are the same at every call.
+        It is made by `empty`, of a library and device that are the same at every call. On NumPy
+        its rows may lie further apart than they are long.
         """
+        xp = array_namespace(empty((0,), dtype=dtype))
+        apart = columns
+        if is_numpy(xp) and columns * np.dtype(dtype).itemsize % SAME_PLACE == 0:
+            apart += APART
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape[0] < rows * columns or buffer.dtype != dtype:
+        if buffer is None or buffer.shape[0] < rows * apart or buffer.dtype != dtype:
             self._buffers.pop(name, None)  # two at once would be one too many
             del buffer
-            buffer = self._buffers[name] = empty((rows * columns,), dtype=dtype)
-        return array_namespace(buffer).reshape(buffer[: rows * columns], (rows, columns))
+            buffer = self._buffers[name] = empty((rows * apart,), dtype=dtype)
+        return xp.reshape(buffer[: rows * apart], (rows, apart))[:, :columns]
 
 
 class Crew:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from topk_np._namespace import Array, Namespace, is_cupy, is_numpy
 
 CHOICES = ("", "portable", "atomic")  # of TOPK_NP_KERNELS
-GATHERED_BYTES = 2**18  # gathered rows that a product holds at once
+GATHERED_BYTES = 2**19  # gathered rows that a product holds at once
 
 
 class Selection(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels import GATHERED_BYTES
+from topk_np.kernels.numpy_select import floor_of as floor_of
 from topk_np.kernels.numpy_select import select as select
 from topk_np.kernels.numpy_select import select_above as select_above
 from topk_np.kernels.numpy_select import used_slots
@@ -103,7 +104,8 @@ def take_slots(matrix: Array, indices: Array) -> Array:
 
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
-    out = np.zeros((weights.shape[0], values.shape[1]), weights.dtype)
+    out = np.empty((weights.shape[0], values.shape[1]), weights.dtype)
+    out.fill(0)
     if values.flags.c_contiguous and values.dtype == weights.dtype:
         multiply, matrix = _sparse().csr_matvecs, _csr(weights, indices, counts)
         if values.nbytes > CACHE_BYTES and SLOTS_BY_KEY * weights.size >= values.shape[0]:
@@ -137,10 +139,12 @@ def _gather(indices: Array, values: Array, dtype: Any) -> Iterator[tuple[slice, 
     if values.shape[0] == 0 or k == 0:
         return
     size = max(1, GATHERED_BYTES // max(1, k * width * dtype.itemsize))
+    buffer = np.empty((min(size, indices.shape[0]), k, width), values.dtype)
     for start in range(0, indices.shape[0], size):
         block = slice(start, start + size)
         if values.flags.c_contiguous:
-            gathered = np.take(values, indices[block], axis=0, mode="clip")
+            gathered = buffer[: indices.shape[0] - start]
+            np.take(values, indices[block], axis=0, mode="clip", out=gathered)
         else:
             gathered = values[indices[block]]
         yield block, gathered.astype(dtype, copy=False)
