@@ -189,7 +189,9 @@ def test_k_of_one_copies_the_value_of_the_best_key(
     best = xp.to_numpy(run.residuals.indices)
     value = np.broadcast_to(problem.value, (*problem.lead, *problem.value.shape[-2:]))
     copied = np.take_along_axis(value, np.maximum(best, 0), axis=-2)
-    np.testing.assert_array_equal(run.out, np.where(best < 0, 0.0, copied))
+    # Its weight is 1, by which short heads divide last: that may round.
+    expected = np.where(best < 0, np.zeros((), copied.dtype), copied)
+    np.testing.assert_allclose(run.out, expected, rtol=4 * np.finfo(copied.dtype).eps, atol=0)
 
 
 @given(problem=attention_QND(whole=True, masks=False))

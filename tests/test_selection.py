@@ -158,6 +158,63 @@ def test_blocks_of_rising_falling_and_equal_scores_give_the_k_best(xp: Backend, 
         np.testing.assert_array_equal(kept, line[chosen])
 
 
+def k_best(scores: np.ndarray, k: int, size: int, columns: int | None = None) -> KBest:
+    """The k best of scores that are seen in blocks of `size` columns."""
+    best = KBest(k, columns)
+    for start in range(0, scores.shape[1], size):
+        best.add(scores[:, start : start + size], start)
+    return best
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    k=st.integers(1, 40),
+    size=st.integers(1, 40),
+    levels=st.sampled_from([3, 30, 10**6]),
+    order=st.sampled_from(["chance", "rising", "falling"]),
+    masked=st.integers(0, 5),
+)
+def test_what_is_found_with_a_guessed_floor_is_right_or_not_sure(
+    seed: int, k: int, size: int, levels: int, order: str, masked: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(levels, size=(5, 200)).astype(float)
+    scores[rng.random(scores.shape) < 0.002] = np.nan
+    if order != "chance":
+        scores.sort(axis=1)
+    if order == "falling":
+        scores = scores[:, ::-1]
+    columns = scores.shape[1]
+    scores = np.concatenate([scores, np.full((5, masked), -np.inf)], axis=1)
+    scores[0] = -np.inf  # a query that sees nothing
+    best = k_best(scores, k, size, columns)
+    if best.sure:
+        values, indices = best.result(k)
+        expected = select(scores, k)
+        assert_same_bits(indices, expected.indices)
+        np.testing.assert_array_equal(values, expected.values)
+
+
+def test_a_guessed_floor_finds_less_and_is_low_enough_where_chance_puts_the_scores() -> None:
+    rng = np.random.default_rng(0)
+    scores, k, size = rng.standard_normal((100, 4000)), 64, 500
+    guessed, known = (k_best(scores[:, :size], k, size, columns) for columns in (4000, None))
+    fewest, most = (np.count_nonzero(best.result(k)[1] >= 0, axis=1) for best in (guessed, known))
+    assert fewest.max() < 40
+    assert most.min() == k
+    assert k_best(scores, k, size, 4000).sure
+
+
+@pytest.mark.parametrize("columns", [None, 100, 4000])
+def test_a_guess_is_not_sure_where_the_first_block_has_the_best(columns: int | None) -> None:
+    """It is no guess if all columns but for the first block may be hidden."""
+    scores = -np.arange(4000.0) + np.zeros((3, 1))
+    best = k_best(scores, 64, 500, columns)
+    assert best.sure == (columns != 4000)
+    if best.sure:
+        assert best.result(64)[1].tolist() == [list(range(64))] * 3
+
+
 def test_what_is_found_in_blocks_is_merged_before_it_is_many_times_k() -> None:
     """Of rising scores every block has k that beat the floor."""
     rows, k, blocks = 20, 10, 100

@@ -33,7 +33,7 @@ def keep(
 ) -> Keeping:
     """What the queries of a task keep, from the scores of `block` keys at a time."""
     xp = problem.xp
-    best, mass = KBest(rule.most), _Mass()
+    mass = _Mass()
     always = None if problem.always is None else _SetAside(problem, part, task, problem.always)
     p = rule.p if problem.keys else None  # where there are no keys, there is no mass
     p = None if p == 1 else p  # whatever rounding says
@@ -42,21 +42,28 @@ def keep(
         slice(seen.start + some.start, seen.start + some.stop)
         for some in slices(seen.stop - seen.start, block)
     ]
-    for keys in blocks or [slice(0, min(problem.keys, 1))]:
-        ranks = problem.ranks(part, task, keys, scratch)
-        if p is not None:
-            mass.add(xp, ranks * problem.late_scale)
-        if always is not None:
-            ranks = always.take(ranks, keys)
-        if not problem.ranks_weights:
-            best.add(ranks, keys.start)
-            continue
-        weights = problem.activation.value(ranks)
-        linear = problem.linear(part, task, keys, scratch)
-        others = [ranks] if linear is None else [ranks, linear]
-        sizes = xp.abs(weights if linear is None else weights * linear)
-        best.add(xp.where(ranks == -xp.inf, -xp.inf, sizes), keys.start, *others)
 
+    def found(best: KBest) -> KBest:
+        for keys in blocks or [slice(0, min(problem.keys, 1))]:
+            ranks = problem.ranks(part, task, keys, scratch)
+            if p is not None:
+                mass.add(xp, ranks * problem.late_scale)
+            if always is not None:
+                ranks = always.take(ranks, keys)
+            if not problem.ranks_weights:
+                best.add(ranks, keys.start)
+                continue
+            weights = problem.activation.value(ranks)
+            linear = problem.linear(part, task, keys, scratch)
+            others = [ranks] if linear is None else [ranks, linear]
+            sizes = xp.abs(weights if linear is None else weights * linear)
+            best.add(xp.where(ranks == -xp.inf, -xp.inf, sizes), keys.start, *others)
+        return best
+
+    guessing = is_numpy(xp) and p is None and always is None and len(blocks) > 1
+    best = found(KBest(rule.most, _common(problem, task, blocks[0]) if guessing else None))
+    if not best.sure:
+        best = found(KBest(rule.most))
     scores, indices, *others = best.result(min(rule.most, problem.keys))
     if problem.ranks_weights:
         scores = xp.where(indices < 0, -xp.inf, others[0])
@@ -76,6 +83,13 @@ def keep(
     return Keeping(scores, indices)
 
 
+def _common(problem: Problem, task: Task, first: slice) -> int | None:
+    """From the `first` block on, how many keys all queries see; None if not all of the block."""
+    keys = problem.seen_by_all(task)
+    inside = keys.start <= first.start and first.stop <= keys.stop
+    return keys.stop - first.start if inside else None
+
+
 def _linear(problem: Problem, part: Part, indices: Array) -> Array:
     """The linear factors of kept units, which were ranked by the gate's score alone."""
     xp = problem.xp
@@ -90,6 +104,8 @@ def _linear(problem: Problem, part: Part, indices: Array) -> Array:
 
 def slot_counts(xp: Namespace, indices: Array) -> Array:
     """(G C,) int32: the slots of each row that are in use."""
+    if is_numpy(xp) and indices.size and xp.min(indices[:, -1]) >= 0:
+        return xp.full(indices.shape[0], indices.shape[1], dtype=xp.int32)
     return xp.sum(xp.astype(indices >= 0, xp.int32), axis=1, dtype=xp.int32)
 
 

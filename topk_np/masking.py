@@ -64,6 +64,17 @@ class Mask:
         start = max(0, min(keys, start))
         return slice(start, max(start, min(keys, stop)))
 
+    def visible_to_all(self, head: Head, rows: slice, keys: int) -> slice:
+        """Keys, of so many, that each of these queries sees, but for those that see nothing."""
+        if self.pairs is not None:
+            return slice(0, 0)
+        if self.key_lengths is not None:
+            keys = min(keys, of_lead(self.key_lengths, head))
+        first = self.positions.first(head, rows)
+        start = 0 if self.left is None else first + rows.stop - rows.start - 1 - self.left
+        stop = keys if self.right is None else first + self.right + 1
+        return slice(max(0, start), min(keys, stop))
+
     def hide(self, xp: Namespace, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
         """Scores (C, n), our own to change, with -inf where a query may not attend to a key."""
         hide, count = engine(xp).hide, scores.shape[0]

@@ -222,6 +222,13 @@ class Problem:
         seen = [self.mask.visible(head, task.rows, self.keys) for head in task.heads]
         return slice(min(keys.start for keys in seen), max(keys.stop for keys in seen))
 
+    def seen_by_all(self, task: Task) -> slice:
+        """Keys that every query of the task may attend to, unless it may attend to none."""
+        if self.mask is None:
+            return slice(0, self.keys)
+        seen = [self.mask.visible_to_all(head, task.rows, self.keys) for head in task.heads]
+        return slice(max(keys.start for keys in seen), min(keys.stop for keys in seen))
+
     def ranks(self, part: Part, task: Task, keys: slice, scratch: Scratch | None = None) -> Array:
         """(G C, n): scores of some keys but for `late_scale`; -inf where a key is masked."""
         gated = self.gate is not None

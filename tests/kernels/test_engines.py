@@ -29,6 +29,7 @@ PRIMITIVES = (
     "tanh",
     "select",
     "select_above",
+    "floor_of",
     "take_slots",
     "gather_matmul",
     "sampled_matmul",
@@ -160,6 +161,40 @@ def test_select_ranks_nan_above_inf_and_earlier_nan_first(engine: Engine) -> Non
     scores = np.asarray([[math.inf, math.nan, 1.0, -math.nan, math.nan]])
     assert engine.call("select", scores, 2).indices.tolist() == [[1, 3]]
     assert engine.call("select", scores, 4).indices.tolist() == [[0, 1, 3, 4]]
+
+
+@pytest.mark.parametrize("k", [2, 30])
+@pytest.mark.parametrize("layout", ["apart", "columns", "transposed", "backwards", "repeated"])
+def test_select_takes_scores_however_they_lie_in_memory(layout: str, k: int) -> None:
+    memory = np.random.default_rng(0).standard_normal((9, 200)).astype(np.float32)
+    scores = {
+        "apart": memory[:, :190],
+        "columns": memory[:, ::2],
+        "transposed": np.asfortranarray(memory),
+        "backwards": memory[::-1, 1::],
+        "repeated": np.broadcast_to(memory[0], memory.shape),
+    }[layout]
+    floor = np.zeros(9, np.float32)
+    for name, more in (("select", ()), ("select_above", (floor,))):
+        function = getattr(topk_np.kernels.numpy, name)
+        expected = function(np.ascontiguousarray(scores), k, *more)
+        for found, wanted in zip(function(scores, k, *more), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+@each_engine
+@given(seed=st.integers(0, 2**32 - 1), columns=st.integers(1, 300), k=st.integers(1, 40))
+def test_at_least_k_scores_of_a_row_exceed_the_floor_of_k(
+    engine: Engine, seed: int, columns: int, k: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-9, 9, size=(3, columns)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.1] = -np.inf
+    scores[rng.random(scores.shape) < 0.02] = np.nan
+    k = min(k, columns)
+    floor = engine.call("floor_of", scores, k)
+    above = np.count_nonzero(~(scores <= floor[:, None]), axis=1)
+    assert np.all(above >= np.minimum(k, np.count_nonzero(scores != -np.inf, axis=1)))
 
 
 def functions(module: str) -> dict[str, list[str]]:

@@ -67,6 +67,11 @@ def _select(scores: Array, k: int, floor: Any) -> Selection:
     return found
 
 
+def floor_of(scores: Array, k: int) -> Array:
+    """(C,): a value in each row that at least `k` entries exceed, if any of them is above -inf."""
+    return cupy.full(scores.shape[:1], -cupy.inf, scores.dtype)
+
+
 def take_slots(matrix: Array, indices: Array) -> Array:
     """(C, K): ``matrix[i, indices[i, j]]``, 0 in unused slots."""
     if matrix.shape[1] == 0:

@@ -7,6 +7,7 @@ varies from run to run.
 
 from topk_np.kernels.cupy import (
     add_slots,
+    floor_of,
     gather_matmul,
     hide,
     hide_outside,
@@ -25,6 +26,7 @@ from topk_np.kernels.cupy import scatter_matmul_atomic as scatter_matmul
 
 __all__ = [
     "add_slots",
+    "floor_of",
     "gather_matmul",
     "hide",
     "hide_outside",

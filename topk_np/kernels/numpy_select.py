@@ -16,6 +16,7 @@ from topk_np.kernels import Selection
 from topk_np.kernels.numpy_mark import SORTED_BYTES
 
 GROUPS_PER_SLOT = 4  # groups whose maxima give the floor, for each of the k to be kept
+LEAST_GROUPS = 256  # where few are to be kept
 LEAST_GROUP = 4  # with smaller groups than this, partitioning the whole row is quicker
 DENSE_HITS = 10  # rows shorter than this many k have a hit in most words of eight scores
 
@@ -25,6 +26,7 @@ def select(scores: Array, k: int) -> Selection:
     k = min(k, scores.shape[1])
     if scores.shape[0] == 0 or k == 0:
         return _empty(scores.shape[0], k, scores.dtype)
+    scores = _by_row(scores)
     groups = GROUPS_PER_SLOT * k
     size = scores.shape[1] // groups
     if size < LEAST_GROUP:
@@ -44,10 +46,26 @@ def select_above(scores: Array, k: int, floor: Array) -> Selection:
     k = min(k, scores.shape[1])
     if scores.shape[0] == 0 or k == 0:
         return _empty(scores.shape[0], k, scores.dtype)
-    found = _find(scores, k, floor)
+    found = _find(_by_row(scores), k, floor)
     if found is None:  # the floor lies too low for this block
         return select(np.where(scores <= floor[:, None], -np.inf, scores), k)
     return _pad(_trim(found, k), scores.shape[0])
+
+
+def floor_of(scores: Array, k: int) -> Array:
+    """(C,): a value in each row that `k` entries exceed and few more, where so many are finite."""
+    groups = max(GROUPS_PER_SLOT * k, LEAST_GROUPS)
+    size = scores.shape[1] // groups
+    if size < LEAST_GROUP:
+        return _below_kth(scores.copy(), k)
+    return _group_floor(scores, groups, size, k)
+
+
+def _by_row(scores: Array) -> Array:
+    """`scores`, copied if a row of them is not in one piece, or rows are not in order."""
+    row, column = scores.strides
+    fits = column == scores.itemsize and row >= scores.shape[1] * column
+    return scores if fits and row % column == 0 else np.ascontiguousarray(scores)
 
 
 class _Found(NamedTuple):
@@ -63,7 +81,7 @@ class _Found(NamedTuple):
 
 def _select_short(scores: Array, k: int) -> _Found | None:
     """The k largest of each row, by the row's k-th largest value; None if many equal that."""
-    missed = _missed(scores, _below_kth(scores, k))
+    missed = _missed(scores, _below_kth(scores.copy(), k))
     if missed.size - np.count_nonzero(missed) > scores.shape[0] * _most(k):
         return None
     sparse = scores.shape[1] > DENSE_HITS * k
@@ -78,18 +96,21 @@ def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
 
 
 def _below_kth(scores: Array, k: int) -> Array:
-    """(C,): the value just below the k-th largest of each row."""
+    """(C,): the value just below the k-th largest of each row, which is put in another order."""
     kth = scores.shape[1] - k
-    short = scores.shape[1] * scores.itemsize <= SORTED_BYTES
     # Either puts NaN above +inf, as we do.
-    ordered = np.sort(scores, axis=1) if short else np.partition(scores, kth, axis=1)
-    largest = ordered[:, kth]
+    if scores.shape[1] * scores.itemsize <= SORTED_BYTES:
+        scores.sort(axis=1)
+    else:
+        scores.partition(kth, axis=1)
+    largest = scores[:, kth]
     below = np.nextafter(largest, -np.inf)
-    # What is just below 0 is 0 as well where the processor takes subnormal numbers for 0: it is a
-    # setting of the thread, which others may have made (XLA makes it where it calls back).
-    below[(below == 0) & (largest == 0)] = -np.finfo(scores.dtype).tiny
-    # Just below NaN is +inf: what is not less than or equal to +inf is NaN.
-    below[np.isnan(below)] = np.inf
+    if not below.min() > 0:
+        # What is just below 0 is 0 as well where the processor takes subnormal numbers for 0: it is
+        # a setting of the thread, which others may have made (XLA makes it where it calls back).
+        below[(below == 0) & (largest == 0)] = -np.finfo(scores.dtype).tiny
+        # Just below NaN is +inf: what is not less than or equal to +inf is NaN.
+        below[np.isnan(below)] = np.inf
     return below
 
 
@@ -122,7 +143,11 @@ def _places(missed: Array, most: int | None = None) -> Array | None:
     if most is not None and np.count_nonzero(hit) > most:
         return None
     within = np.flatnonzero(hit)
-    return (some[within >> 3] << 3) + (within & 7)
+    places = some[within >> 3]
+    places <<= 3
+    within &= 7
+    places += within
+    return places
 
 
 def _most(k: int) -> int:
@@ -136,7 +161,19 @@ def _take(scores: Array, flat: Array) -> _Found:
     starts = np.arange(rows + 1) * columns
     counts = np.diff(np.searchsorted(flat, starts))
     indices = (flat - np.repeat(starts[:-1], counts)).astype(np.int32)
-    return _Found(scores.reshape(-1)[flat], indices, counts)
+    if not scores.flags.c_contiguous:
+        gap = scores.strides[0] // scores.itemsize - columns
+        flat = flat + np.repeat(np.arange(rows) * gap, counts)
+    return _Found(_raveled(scores)[flat], indices, counts)
+
+
+def _raveled(scores: Array) -> Array:
+    """The memory from the first to the last of scores whose rows have no gaps within."""
+    if scores.flags.c_contiguous:
+        return scores.reshape(-1)
+    step, (rows, columns) = scores.strides[0] // scores.itemsize, scores.shape
+    size = (rows - 1) * step + columns
+    return np.lib.stride_tricks.as_strided(scores, (size,), (scores.itemsize,), writeable=False)
 
 
 def _trim(found: _Found, k: int) -> _Found:

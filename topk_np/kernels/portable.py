@@ -71,6 +71,12 @@ def select_above(scores: Array, k: int, floor: Array) -> Selection:
     return select(xp.where(scores <= floor[:, None], -xp.inf, scores), k)
 
 
+def floor_of(scores: Array, k: int) -> Array:
+    """(C,): a value in each row that at least `k` entries exceed, if any of them is above -inf."""
+    xp = array_namespace(scores)
+    return xp.full(scores.shape[:1], -xp.inf, dtype=scores.dtype, device=device(scores))
+
+
 def take_slots(matrix: Array, indices: Array) -> Array:
     """(C, K): ``matrix[i, indices[i, j]]``, 0 in unused slots."""
     xp = array_namespace(matrix)
