@@ -219,16 +219,44 @@ def test_what_is_found_in_blocks_is_merged_before_it_is_many_times_k() -> None:
     """Of rising scores every block has k that beat the floor."""
     rows, k, blocks = 20, 10, 100
     scores = np.arange(blocks * k, dtype=np.float64) + np.zeros((rows, 1))
-    best = KBest(k)
+    k_best(scores, k, k)  # the first time something is imported
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for start in range(0, blocks * k, k):
-            best.add(scores[:, start : start + k], start)
+        best = k_best(scores, k, k)
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
+    assert best.result(k)[1].tolist() == [list(range((blocks - 1) * k, blocks * k))] * rows
     assert held < 6 * rows * k * (8 + 4)
+
+
+@pytest.mark.parametrize("rising", [1, 30], ids=["one-row", "all-rows"])
+@pytest.mark.parametrize("columns", [None, 1200])
+def test_a_block_may_have_many_times_k_that_beat_the_floor(
+    rising: int, columns: int | None
+) -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(50, size=(30, 1200)).astype(float)
+    scores[:rising] = np.arange(1200.0) // 3
+    values, indices = k_best(scores, 4, 300, columns).result(4)
+    expected = select(scores, 4)
+    assert_same_bits(indices, expected.indices)
+    np.testing.assert_array_equal(values, expected.values)
+
+
+def test_a_row_with_many_finds_does_not_make_slots_for_all() -> None:
+    rows, columns, k = 400, 4000, 4
+    scores = np.zeros((rows, columns))
+    scores[0] = np.arange(columns) - columns / 2
+    best = k_best(scores, k, columns // 2)
+    tracemalloc.start()
+    try:
+        best.result(k)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows * columns * 8 / 20
 
 
 def test_slots_without_an_index_are_taken_as_zero(xp: Backend) -> None:

@@ -62,6 +62,7 @@ def last_among_equals(patch: pytest.MonkeyPatch) -> None:
         return values[:, ::-1], scores.shape[1] - 1 - indices[:, ::-1], counts
 
     patch.setattr(kernels, "select", select)
+    patch.setattr("topk_np.kernels.numpy_finds.select", select)
 
 
 def scatter_without_the_last_slot(patch: pytest.MonkeyPatch) -> None:

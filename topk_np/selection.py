@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from array_api_compat import device
 
@@ -59,36 +59,27 @@ class KBest:
         self._k = k
         self._columns = columns
         self._seen = 0
-        self._found: list[list[Array]] = []  # blocks of [values, indices, *others], all (C, W)
         self._floor: Array | None = None
-        self._waiting = 0
+        self._finds: Any = None  # of the engine of the first block
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
         """See a block (C, n) from column `start` on; `others` are kept at the same places."""
-        xp = array_namespace(scores)
-        if not self._found:
-            most, columns = self._most(scores.shape[1]), scores.shape[1]
-            guessing = most < min(self._k, columns)
-            self._floor = engine(xp).floor_of(scores, most) if guessing else None
-        elif self._floor is None or self._waiting >= MERGE_FROM * self._k:
-            self._merge(xp)
-        if self._floor is None:
-            values, indices, _ = select(scores, self._k)
-        else:
-            values, indices, _ = engine(xp).select_above(scores, self._k, self._floor)
-        kept = [take_slots(other, indices) for other in others]
-        if start > 0:
-            indices = xp.where(indices < 0, indices, indices + start)
-        self._found.append([values, indices, *kept])
-        self._seen += scores.shape[1]
-        self._waiting += values.shape[1]
+        kernels = engine(array_namespace(scores))
+        columns = scores.shape[1]
+        if self._finds is None:
+            self._finds = kernels.Finds(self._k)
+            most = self._most(columns)
+            if most < min(self._k, columns):
+                self._floor = kernels.floor_of(scores, most)
+        elif self._floor is None or self._finds.waiting >= MERGE_FROM * self._k:
+            self._raise_floor()
+        self._finds.add(scores, start, self._floor, *others)
+        self._seen += columns
 
     def result(self, slots: int) -> list[Array]:
         """Values, int32 indices and `others` of the k best, (C, slots); -inf, -1 and 0 unused."""
-        xp = array_namespace(self._found[0][0])
-        if len(self._found) > 1:
-            self._merge(xp)
-        (found,) = self._found
+        found = [*self._finds.merge()]
+        xp = array_namespace(found[0])
         missing = slots - found[0].shape[1]
         if missing > 0:
             free = [-xp.inf, -1, *([0.0] * (len(found) - 2))]
@@ -104,8 +95,7 @@ class KBest:
         if self._columns is None or self._floor is None:
             return True
         xp = array_namespace(self._floor)
-        self._merge(xp)
-        return bool(xp.all((self._kth(xp, self._k) >= self._floor) | (self._floor == -xp.inf)))
+        return bool(xp.all((self._kth(self._k) >= self._floor) | (self._floor == -xp.inf)))
 
     def _most(self, seen: int) -> int:
         """How many of a row's k best there are among as many columns, most likely at most."""
@@ -115,20 +105,17 @@ class KBest:
         spread = math.sqrt(self._k * share * (1 - share))
         return min(self._k, math.ceil(self._k * share + SPREAD * spread) + 1)
 
-    def _merge(self, xp: Namespace) -> None:
-        """Merge what was found, and raise the floor that later scores must exceed."""
-        if len(self._found) > 1:
-            values, *rest = (xp.concat(arrays, axis=1) for arrays in zip(*self._found, strict=True))
-            best, places, _ = select(values, self._k)
-            indices, *others = (take_slots(array, places) for array in rest)
-            self._found = [[best, xp.where(places < 0, places, indices), *others]]
-        self._waiting = 0
-        floor = self._kth(xp, self._most(self._seen))
-        self._floor = floor if self._floor is None else xp.maximum(floor, self._floor)
+    def _raise_floor(self) -> None:
+        """Set what later scores must exceed, from what was found so far."""
+        floor = self._kth(self._most(self._seen))
+        if self._floor is not None:
+            floor = array_namespace(floor).maximum(floor, self._floor)
+        self._floor = floor
 
-    def _kth(self, xp: Namespace, k: int) -> Array:
+    def _kth(self, k: int) -> Array:
         """(C,): the k-th largest of what was found, NaN as +inf; -inf where there are fewer."""
-        values = self._found[0][0]
+        values, *_ = self._finds.merge()
+        xp = array_namespace(values)
         if values.shape[1] < k:
             return xp.full(values.shape[:1], -xp.inf, dtype=values.dtype, device=device(values))
         values = xp.where(xp.isnan(values), xp.inf, values)

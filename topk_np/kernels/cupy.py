@@ -15,6 +15,7 @@ import cupy
 
 from topk_np._namespace import Array, dtype_name
 from topk_np.kernels import Selection, cuda
+from topk_np.kernels.finds import Finds as Finds
 
 BLOCK = 256  # threads of a block where each thread or warp has an element of its own
 WAVES = 4  # blocks that a multiprocessor gets, times what it holds at once, at most

@@ -6,6 +6,7 @@ varies from run to run.
 """
 
 from topk_np.kernels.cupy import (
+    Finds,
     add_slots,
     floor_of,
     gather_matmul,
@@ -25,6 +26,7 @@ from topk_np.kernels.cupy import (
 from topk_np.kernels.cupy import scatter_matmul_atomic as scatter_matmul
 
 __all__ = [
+    "Finds",
     "add_slots",
     "floor_of",
     "gather_matmul",

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels import GATHERED_BYTES
+from topk_np.kernels.numpy_csr import by_column, csr, sparsetools
+from topk_np.kernels.numpy_finds import Finds as Finds
+from topk_np.kernels.numpy_found import take_slots as take_slots
+from topk_np.kernels.numpy_found import used_slots
 from topk_np.kernels.numpy_select import floor_of as floor_of
 from topk_np.kernels.numpy_select import select as select
 from topk_np.kernels.numpy_select import select_above as select_above
-from topk_np.kernels.numpy_select import used_slots
 from topk_np.kernels.portable import masked_matmul as masked_matmul
 from topk_np.kernels.portable import softmax_vjp as softmax_vjp
 from topk_np.kernels.portable import threefry as threefry
@@ -91,25 +93,14 @@ def softmax(scores: Array) -> Array:
     return weights
 
 
-def take_slots(matrix: Array, indices: Array) -> Array:
-    """(C, K): ``matrix[i, indices[i, j]]``, 0 in unused slots."""
-    rows, columns = matrix.shape
-    if indices.size == 0 or columns == 0:
-        return np.zeros(indices.shape, matrix.dtype)
-    taken = matrix.reshape(-1)[indices + (np.arange(rows) * columns)[:, None]]
-    if indices.min() < 0:
-        taken[indices < 0] = 0
-    return taken
-
-
 def gather_matmul(weights: Array, indices: Array, counts: Array, values: Array) -> Array:
     """(C, V): the sum over the used slots of ``weights[i, j] * values[indices[i, j]]``."""
     out = np.empty((weights.shape[0], values.shape[1]), weights.dtype)
     out.fill(0)
     if values.flags.c_contiguous and values.dtype == weights.dtype:
-        multiply, matrix = _sparse().csr_matvecs, _csr(weights, indices, counts)
+        multiply, matrix = sparsetools().csr_matvecs, csr(weights, indices, counts)
         if values.nbytes > CACHE_BYTES and SLOTS_BY_KEY * weights.size >= values.shape[0]:
-            multiply, matrix = _sparse().csc_matvecs, _by_column(*matrix, values.shape[0])
+            multiply, matrix = sparsetools().csc_matvecs, by_column(*matrix, values.shape[0])
         multiply(*out.shape[:1], *values.shape, *matrix, values.reshape(-1), out.reshape(-1))
         return out
     free = None
@@ -160,13 +151,13 @@ def scatter_matmul(
     """
     total = np.ascontiguousarray(out)
     last = first + out.shape[0]
-    ends, columns, data = matrix = _csr(weights, indices, counts)
+    ends, columns, data = matrix = csr(weights, indices, counts)
     # Rows of a matrix are columns of its transpose, so that nothing has to be put in order.
-    multiply = _sparse().csc_matvecs
+    multiply = sparsetools().csc_matvecs
     reached = int(columns.max(initial=-1)) + 1
     if first > 0 or reached > last or out.nbytes > CACHE_BYTES:
-        ends, columns, data = _by_column(*matrix, max(last, reached))
-        multiply, ends = _sparse().csr_matvecs, ends[first : last + 1]
+        ends, columns, data = by_column(*matrix, max(last, reached))
+        multiply, ends = sparsetools().csr_matvecs, ends[first : last + 1]
     shape = *out.shape[:1], *rows.shape
     multiply(*shape, ends, columns, data, rows.reshape(-1), total.reshape(-1))
     if total is not out:
@@ -177,36 +168,8 @@ def scatter_matmul(
 def add_slots(weights: Array, indices: Array, counts: Array, out: Array) -> Array:
     """`out` (C, N), to which ``weights[i, j]`` is added at ``[i, indices[i, j]]``."""
     total = np.ascontiguousarray(out)
-    matrix = _csr(weights, indices, counts)
-    _sparse().csr_todense(*out.shape, *matrix, total.reshape(-1))
+    matrix = csr(weights, indices, counts)
+    sparsetools().csr_todense(*out.shape, *matrix, total.reshape(-1))
     if total is not out:
         out[...] = total
     return out
-
-
-def _csr(weights: Array, indices: Array, counts: Array) -> tuple[Array, Array, Array]:
-    """A row-sparse matrix as compressed sparse rows: where they end, columns, and what is there."""
-    rows, k = indices.shape
-    if counts.size and counts.min() < k:
-        used = used_slots(indices, counts)
-        ends = np.zeros(rows + 1, np.int32)
-        np.cumsum(counts, out=ends[1:])
-        weights, indices = weights[used], indices[used]
-    else:
-        ends = np.arange(0, rows * k + 1, k, dtype=np.int32) if k else np.zeros(rows + 1, np.int32)
-    return ends, indices.reshape(-1), weights.reshape(-1)
-
-
-def _by_column(ends: Array, columns: Array, data: Array, size: int) -> tuple[Array, Array, Array]:
-    """The same matrix, of `size` columns, as compressed sparse columns, each in order of rows."""
-    by_column = np.empty(size + 1, np.int32), np.empty_like(columns), np.empty_like(data)
-    _sparse().csr_tocsc(ends.size - 1, size, ends, columns, data, *by_column)
-    return by_column
-
-
-@cache
-def _sparse() -> Any:
-    """The loops below scipy's sparse matrices: they add in place, and check and copy nothing."""
-    from scipy.sparse import _sparsetools  # takes a while to import
-
-    return _sparsetools

@@ -12,6 +12,7 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace
 from topk_np.kernels import Selection
+from topk_np.kernels.finds import Finds as Finds
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))  # of Threefry, as is the next
 PARITY = 0x1BD11BDA
