@@ -16,6 +16,7 @@ from topk_np.kernels.numpy_csr import sparsetools
 from topk_np.kernels.numpy_found import (
     Found,
     by_row,
+    few_found,
     missed,
     most_found,
     only,
@@ -26,7 +27,7 @@ from topk_np.kernels.numpy_found import (
     take_slots,
     trim,
 )
-from topk_np.kernels.numpy_select import select, select_above
+from topk_np.kernels.numpy_select import floor_of, select, select_above
 
 
 class Finds:
@@ -50,7 +51,10 @@ class Finds:
             chosen = select(scores, self._k)
         else:
             scores = by_row(scores)
-            flat = places(missed(scores, floor), most=self._rows * most_found(self._k) // 2)
+            flat = places(missed(scores, floor), most=self._rows * few_found(self._k))
+            if flat is None:  # scores that rise from block to block, as of nearer and nearer keys
+                floor = np.maximum(floor, floor_of(scores, self._k))
+                flat = places(missed(scores, floor), most=self._rows * most_found(self._k) // 2)
             if flat is not None:
                 self._hits.append(_hits(flat, start, scores, *others))
                 return

@@ -34,6 +34,11 @@ def most_found(k: int) -> int:
     return 4 * k + 32
 
 
+def few_found(k: int) -> int:
+    """Entries of a row, on average, up to which a higher floor costs more to find than it saves."""
+    return 3 * k // 2 + 16
+
+
 def by_row(scores: Array) -> Array:
     """`scores`, copied if a row of them is not in one piece, or rows are not in order."""
     row, column = scores.strides

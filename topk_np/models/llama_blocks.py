@@ -89,11 +89,10 @@ def causal_attention(
     options = {
         "is_causal": True,
         "query_offset": key.shape[-2] - query.shape[-2],
-        "chunk_size": CHUNK,
         "workers": workers,
     }
     if k is None:
-        return dense_attention(query, key, value, **options)
+        return dense_attention(query, key, value, chunk_size=CHUNK, **options)
     return topk_attention(query, key, value, k=k, **options)
 
 

@@ -19,7 +19,7 @@ from topk_np.layers.rope import Rotation
 from topk_np.models.model import Params
 from topk_np.models.one_row import one_row_ffn
 
-CHUNK = 256  # positions at a time in attention and dense feed-forward layers, shared by threads
+CHUNK = 256  # positions at a time of dense attention and dense feed-forward layers
 
 Attention = Callable[[Array, Array, Array], Array]
 """(query, key, value) of grouped heads -> out."""
@@ -45,7 +45,7 @@ class Heads:
             return self.attend(query, key, value), None
         if self.k is None:
             return dense_attention_fwd(query, key, value, chunk_size=CHUNK, **self.options)
-        return topk_attention_fwd(query, key, value, k=self.k, chunk_size=CHUNK, **self.options)
+        return topk_attention_fwd(query, key, value, k=self.k, **self.options)
 
 
 def attention_fwd(
