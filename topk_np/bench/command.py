@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 from topk_np.bench.cases import (
     ATTENTION,
@@ -20,10 +21,12 @@ from topk_np.bench.peers import OURS, PEERS, Peer
 
 if TYPE_CHECKING:
     from topk_np.bench.machine import Machine
+    from topk_np.bench.measure import Tick
     from topk_np.bench.sweep import Limits, Row
 
 FIGURES, MODEL, LAYERS = "figures", "model", "layers"
 TIME_LIMIT, TIME_LIMIT_LAYERS = 60, 7200
+SHOWN = 0.1  # seconds: quick runs take turns thousands of times
 
 
 def run(
@@ -130,7 +133,7 @@ def _sweep(
     rows: list[Row] = []
     entrants = Entrants(peers, limits, notes.append)
     with tqdm(total=len(cases) * len(MODES), desc=what, leave=False) as bar:
-        for found in sweep(cases, entrants, repeats, bar.set_postfix_str):
+        for found in sweep(cases, entrants, repeats, _shown(bar)):
             rows += found
             report.save_json(path, machine, notes=notes, rows=[report.as_data(row) for row in rows])
             bar.update()
@@ -138,6 +141,20 @@ def _sweep(
         print(report.tables(rows))
     print("".join(f"{note}\n" for note in notes) + f"Data: {path}\n")
     return rows
+
+
+def _shown(bar: Any) -> Tick:
+    """Show beside the bar what runs next, once in `SHOWN` seconds at most."""
+    last = float("-inf")
+
+    def tick(name: str) -> None:
+        nonlocal last
+        bar.set_postfix_str(name, refresh=False)
+        if perf_counter() - last >= SHOWN:
+            bar.refresh()
+            last = perf_counter()
+
+    return tick
 
 
 def _plot(folder: Path, rows: Sequence[Row], machine: Machine) -> None:
@@ -156,7 +173,7 @@ def _figures(repeats: int, out: Path, machine: Machine) -> None:
     path = out / "figures.json"
     outcomes: list[figures.Outcome] = []
     with tqdm(total=len(figures.FIGURES), desc=FIGURES, leave=False) as bar:
-        for outcome in figures.check(figures.FIGURES, repeats, bar.set_postfix_str):
+        for outcome in figures.check(figures.FIGURES, repeats, _shown(bar)):
             outcomes.append(outcome)
             found = [figures.summary(one) for one in outcomes]
             report.save_json(path, machine, figures=found)
@@ -176,7 +193,7 @@ def _model(repeats: int, out: Path, machine: Machine) -> None:
     findings: list[model.Finding] = []
     try:
         with tqdm(desc=MODEL, leave=False) as bar:
-            for finding in model.measure(model.PACKAGED, repeats, bar.set_postfix_str):
+            for finding in model.measure(model.PACKAGED, repeats, _shown(bar)):
                 findings.append(finding)
                 report.save_json(path, machine, figures=[model.as_data(one) for one in findings])
                 bar.update()
@@ -198,7 +215,7 @@ def _layers(
     runs, notes = layers_report.load_runs(path, machine), []
     with tqdm(desc=LAYERS, leave=False) as bar:
         wanted = layers.LENGTHS if lengths is None else lengths
-        for found in layers.sweep(wanted, runs, limits, bar.set_postfix_str):
+        for found in layers.sweep(wanted, runs, limits, _shown(bar)):
             if isinstance(found, str):
                 notes.append(found)
             else:
