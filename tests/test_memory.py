@@ -240,3 +240,23 @@ def test_short_rows_of_equal_scores_stay_within_the_budget() -> None:
         lambda: topk_np.topk_attention(query, key, key, k=64, memory_budget=budget, workers=8)
     )
     assert_within(peak, out.nbytes, budget)
+
+
+@pytest.mark.parametrize(("k", "dtype"), [(64, "float32"), (200, "float64")])
+@pytest.mark.parametrize("scores", ["random", "all equal", "rising", "drifting"])
+def test_a_task_takes_its_share_of_the_budget_whatever_the_scores(
+    scores: str, k: int, dtype: str
+) -> None:
+    """What each block of keys adds to the best is much or little, as its scores are."""
+    rng = np.random.default_rng(0)
+    noise = {"random": 1.0, "drifting": 0.3}.get(scores, 0.0)
+    query, key = noise * rng.standard_normal((512, 8)), rng.standard_normal((16384, 8))
+    if scores in ("rising", "drifting"):
+        query[:, 0] = 1
+        key[:, 0] = 3 * np.linspace(0, 1, len(key)) + noise * key[:, 0]
+    query, key = query.astype(dtype), key.astype(dtype)
+    warm_up()
+    (out, residuals), peak = measured(
+        lambda: topk_np.topk_attention_fwd(query, key, key, k=k, workers=1)
+    )
+    assert_within(peak, nbytes(out) + residuals.nbytes, 64 * MIB // 8)

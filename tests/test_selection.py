@@ -245,6 +245,18 @@ def test_a_block_may_have_many_times_k_that_beat_the_floor(
     np.testing.assert_array_equal(values, expected.values)
 
 
+@pytest.mark.parametrize("columns", [None, 3000])
+def test_rising_scores_are_not_looked_for_row_by_row(
+    monkeypatch: pytest.MonkeyPatch, columns: int | None
+) -> None:
+    """That is slow, and for rows in which many are equal."""
+    monkeypatch.delattr("topk_np.kernels.numpy_finds.select_by_row")
+    monkeypatch.delattr("topk_np.kernels.numpy_select.select_by_row")
+    scores = np.arange(3000.0) + np.random.default_rng(0).standard_normal((9, 1))
+    best = k_best(scores, 20, 550, columns)
+    assert best.result(20)[1].tolist() == [list(range(2980, 3000))] * 9
+
+
 def test_a_row_with_many_finds_does_not_make_slots_for_all() -> None:
     rows, columns, k = 400, 4000, 4
     scores = np.zeros((rows, columns))

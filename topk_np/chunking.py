@@ -16,7 +16,9 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 # of queries that are long enough for the matrix product yet leave some for every worker.
 MOST_QUERIES, FEWEST_QUERIES = 512, 128
 BLOCK_SCORES = 2**20
-FEW_MORE = 16  # keys of a block, so that its rows of scores lie together, yet not 4 KiB apart
+# Keys of a block, so that its rows are no multiple of 4 KiB long. Gaps between rows (see `Scratch`)
+# do as well, but what is found in them costs more.
+FEW_MORE = 16
 LEAST_BLOCK = 1024
 LONG = 8  # times k keys make a block that is quick to select from
 MOST_BACKWARD_QUERIES, FEWEST_BACKWARD_QUERIES = 2048, 256

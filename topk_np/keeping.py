@@ -43,7 +43,7 @@ def keep(
         for some in slices(seen.stop - seen.start, block)
     ]
 
-    def found(best: KBest) -> KBest:
+    def see_all(best: KBest) -> KBest:
         for keys in blocks or [slice(0, min(problem.keys, 1))]:
             ranks = problem.ranks(part, task, keys, scratch)
             if p is not None:
@@ -61,9 +61,9 @@ def keep(
         return best
 
     guessing = is_numpy(xp) and p is None and always is None and len(blocks) > 1
-    best = found(KBest(rule.most, _common(problem, task, blocks[0]) if guessing else None))
+    best = see_all(KBest(rule.most, _common(problem, task, blocks[0]) if guessing else None))
     if not best.sure:
-        best = found(KBest(rule.most))
+        best = see_all(KBest(rule.most))
     scores, indices, *others = best.result(min(rule.most, problem.keys))
     if problem.ranks_weights:
         scores = xp.where(indices < 0, -xp.inf, others[0])

@@ -22,7 +22,7 @@ from topk_np._namespace import (
 from topk_np.kernels import Selection, engine
 
 # Finds are merged when so many times k slots wait: later costs less, earlier prunes more.
-MERGE_FROM = 2
+MERGE_FROM = 1
 # A guess is wrong for one row in 10^5, where the order of the columns says nothing of the scores:
 # the best are then spread over them by chance, and this is in standard deviations.
 SPREAD = 4.5
@@ -51,7 +51,7 @@ class KBest:
     block is ever looked at twice.
 
     With `columns`, the number that a row has at least, none of them hidden, the floor is guessed
-    from the first block on: 64 best of all have hardly more than 22 of theirs in the first eighth
+    from the first block on: of the 64 best of all, hardly more than 21 are in the first eighth
     of the columns. Less is found then; whether it was enough, `sure` says.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import tracemalloc
 from importlib.resources import files
 
 import numpy as np
@@ -161,6 +162,20 @@ def test_select_ranks_nan_above_inf_and_earlier_nan_first(engine: Engine) -> Non
     scores = np.asarray([[math.inf, math.nan, 1.0, -math.nan, math.nan]])
     assert engine.call("select", scores, 2).indices.tolist() == [[1, 3]]
     assert engine.call("select", scores, 4).indices.tolist() == [[0, 1, 3, 4]]
+
+
+def test_slots_are_taken_without_a_copy_of_scores_that_lie_apart() -> None:
+    scores = np.random.default_rng(0).standard_normal((300, 1040)).astype(np.float32)[:, :1024]
+    indices = np.tile(np.asarray([3, 1023, -1], np.int32), (300, 1))
+    tracemalloc.start()
+    try:
+        taken = topk_np.kernels.numpy.take_slots(scores, indices)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(taken[:, :2], scores[:, [3, 1023]])
+    assert not taken[:, 2].any()
+    assert peak < scores.nbytes / 10
 
 
 @pytest.mark.parametrize("k", [2, 30])

@@ -69,7 +69,7 @@ def _select(scores: Array, k: int, floor: Any) -> Selection:
 
 
 def floor_of(scores: Array, k: int) -> Array:
-    """(C,): a value in each row that at least `k` entries exceed, if any of them is above -inf."""
+    """(C,): a value that k entries of each row exceed, where so many are above -inf; or -inf."""
     return cupy.full(scores.shape[:1], -cupy.inf, scores.dtype)
 
 

@@ -27,7 +27,7 @@ from topk_np.kernels.numpy_found import (
     take_slots,
     trim,
 )
-from topk_np.kernels.numpy_select import floor_of, select, select_above
+from topk_np.kernels.numpy_select import floor_of, select, select_by_row
 
 
 class Finds:
@@ -58,7 +58,7 @@ class Finds:
             if flat is not None:
                 self._hits.append(_hits(flat, start, scores, *others))
                 return
-            chosen = select_above(scores, self._k, floor)
+            chosen = select_by_row(scores, min(self._k, scores.shape[1]), floor)
         indices = chosen.indices
         kept = [chosen.values, *(take_slots(other, indices) for other in others)]
         best = [np.where(indices < 0, indices, indices + start) if start else indices, *kept]
@@ -70,13 +70,17 @@ class Finds:
     def merge(self) -> list[Array]:
         """See `topk_np.kernels.finds`."""
         if self._hits:
-            before = [_ravel(self._best)] if self._best else []
-            rows, indices, *values = map(np.concatenate, zip(*before, *self._hits, strict=True))
-            self._hits = []
-            found = _in_order(rows, values[0], self._rows)
+            hits = [_ravel(self._best), *self._hits] if self._best else self._hits
+            kinds = [[*arrays] for arrays in zip(*hits, strict=True)]
+            self._best, self._hits, hits = [], [], []
+            rows, values = _joined(kinds[0]), _joined(kinds[2])
+            found = _in_order(rows, values, self._rows)
+            del rows
             best = pad(trim(_shorten(found, self._k), self._k))
-            kept = [best.values, *(_take(other, best.indices, 0) for other in values[1:])]
-            self._best = [_take(indices, best.indices, -1), *kept]
+            del found, values
+            indices = _take(_joined(kinds[1]), best.indices, -1)
+            others = [_take(_joined(kind), best.indices, 0) for kind in kinds[3:]]
+            self._best = [indices, best.values, *others]
         indices, scores, *others = self._best
         return [scores, indices, *others]
 
@@ -94,6 +98,13 @@ def _hits(flat: Array, start: int, *matrices: Array) -> list[Array]:
         entries.append(raveled(matrix)[flat + rows * flat.dtype.type(gap) if gap else flat])
     indices += flat.dtype.type(start)
     return [rows.astype(np.int32, copy=False), indices.astype(np.int32, copy=False), *entries]
+
+
+def _joined(arrays: list[Array]) -> Array:
+    """One after the other; let go of, since memory for all of them twice would be much."""
+    joined = np.concatenate(arrays)
+    arrays.clear()
+    return joined
 
 
 def _ravel(slots: list[Array]) -> list[Array]:

@@ -59,6 +59,8 @@ def places(below: Array, most: int | None = None) -> Array | None:
     """Where `missed` is False, found eight at a time; None if in more than `most` places."""
     words = below.view(np.uint64)
     some = np.flatnonzero(words != _NO_HIT)
+    if most is not None and some.size > most:
+        return None
     hit = ~words[some].view(bool)
     if most is not None and np.count_nonzero(hit) > most:
         return None
@@ -183,7 +185,9 @@ def take_slots(matrix: Array, indices: Array) -> Array:
     rows, columns = matrix.shape
     if indices.size == 0 or columns == 0:
         return np.zeros(indices.shape, matrix.dtype)
-    taken = matrix.reshape(-1)[indices + (np.arange(rows) * columns)[:, None]]
+    matrix = by_row(matrix)
+    starts = np.arange(rows) * (columns + row_gap(matrix))
+    taken = raveled(matrix)[indices + starts[:, None]]
     if indices.min() < 0:
         taken[indices < 0] = 0
     return taken

@@ -42,12 +42,12 @@ def select(scores: Array, k: int) -> Selection:
     if size < LEAST_GROUP:
         short = _select_short(scores, k)
         if short is None:
-            return _select_by_row(scores, k, np.full(scores.shape[0], -np.inf, scores.dtype))
+            return select_by_row(scores, k, np.full(scores.shape[0], -np.inf, scores.dtype))
         return pad(short, k)
     floor = _group_floor(scores, groups, size, k)
     found = _find(scores, k, floor)
     if found is None:
-        return _select_by_row(scores, k, floor)
+        return select_by_row(scores, k, floor)
     return pad(trim(found, k), k)
 
 
@@ -56,14 +56,15 @@ def select_above(scores: Array, k: int, floor: Array) -> Selection:
     k = min(k, scores.shape[1])
     if scores.shape[0] == 0 or k == 0:
         return nothing(scores.shape[0], k, scores.dtype)
-    found = _find(by_row(scores), k, floor)
+    scores = by_row(scores)
+    found = _find(scores, k, floor)
     if found is None:  # the floor lies too low for this block
-        return select(np.where(scores <= floor[:, None], -np.inf, scores), k)
+        return select_by_row(scores, k, floor)
     return pad(trim(found, k))
 
 
 def floor_of(scores: Array, k: int) -> Array:
-    """(C,): a value in each row that `k` entries exceed and few more, where so many are finite."""
+    """(C,): what k entries of each row exceed and few more, where so many are above -inf."""
     groups = max(GROUPS_PER_SLOT * k, LEAST_GROUPS)
     size = scores.shape[1] // groups
     if size < LEAST_GROUP:
@@ -93,11 +94,17 @@ def _select_short(scores: Array, k: int) -> Found | None:
 def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
     """(C,): a value in each row that at least k entries exceed, where so many are above -inf."""
     # The k-th largest of the maxima of groups is at most the k-th largest of all.
-    return below_kth(scores[:, : groups * size].reshape(-1, size, groups).max(axis=1), k)
+    whole = groups * size
+    largest = scores[:, :whole].reshape(-1, size, groups).max(axis=1)
+    # The last columns as well: where scores rise, these are the best.
+    rest = scores[:, whole:]
+    first = largest[:, : rest.shape[1]]
+    np.maximum(first, rest, out=first)
+    return below_kth(largest, k)
 
 
-def _select_by_row(scores: Array, k: int, floor: Array) -> Selection:
-    """`select` with little memory, for rows of many equal scores: a row at a time."""
+def select_by_row(scores: Array, k: int, floor: Array) -> Selection:
+    """The k largest of each row above its floor, a row at a time: where many scores are equal."""
     result = nothing(scores.shape[0], k, scores.dtype)
     for i, row in enumerate(scores):
         kth = np.partition(row, row.size - k)[row.size - k]

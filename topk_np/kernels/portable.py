@@ -73,7 +73,7 @@ def select_above(scores: Array, k: int, floor: Array) -> Selection:
 
 
 def floor_of(scores: Array, k: int) -> Array:
-    """(C,): a value in each row that at least `k` entries exceed, if any of them is above -inf."""
+    """(C,): a value that k entries of each row exceed, where so many are above -inf; or -inf."""
     xp = array_namespace(scores)
     return xp.full(scores.shape[:1], -xp.inf, dtype=scores.dtype, device=device(scores))
 
