@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.oracles import (
 )
 from tests.strategies import AttentionProblem, attention_QND, seeds
 from tests.test_dense import assert_gradients_are_slopes
+from topk_np.options import AttentionOptions
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")
 
@@ -254,3 +256,11 @@ def test_queries_far_before_all_keys_see_none() -> None:
     x = np.ones((4, 2))
     out = topk_np.topk_attention(x, x[:3], x[:3], k=2, is_causal=True, query_offset=-(10**30))
     assert (out == 0).all()
+
+
+@pytest.mark.parametrize("name", ["topk_attention", "dense_attention"])
+def test_signatures_show_each_of_the_options(name: str) -> None:
+    for function in (getattr(topk_np, name), getattr(topk_np, f"{name}_fwd")):
+        shown = inspect.signature(function).parameters
+        assert AttentionOptions.__annotations__.keys() <= shown.keys()
+        assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in shown.values())

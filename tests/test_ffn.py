@@ -274,3 +274,11 @@ def test_the_score_of_an_unused_slot_is_minus_infinity(xp: Backend) -> None:
     unused = xp.to_numpy(residuals.indices) < 0
     assert unused.sum(axis=1).tolist() == [1] * 4
     assert (xp.to_numpy(residuals.scores)[unused] == -np.inf).all()
+
+
+def test_residuals_are_equal_to_themselves_alone() -> None:
+    """Arrays are neither true nor false, and have no hash."""
+    x = np.ones((2, 3))
+    one, other = (topk_np.topk_ffn_fwd(x, x, x, k=1)[1] for _ in range(2))
+    assert one != other
+    assert len({one, other, one}) == 2

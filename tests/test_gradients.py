@@ -182,3 +182,26 @@ def test_gradients_of_another_library_are_those_of_numpy() -> None:
         grads.append(topk_np.topk_attention_bwd(residuals, xp.ones(out.shape))[:3])
     for ours, theirs in zip(*grads, strict=True):
         np.testing.assert_allclose(np.asarray(theirs), ours, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("threads", "heads", "ranges"), [(1, 1, 1), (3, 1, 3), (3, 2, 2)])
+def test_long_gradients_are_cut_into_ranges_for_all_threads(
+    threads: int, heads: int, ranges: int
+) -> None:
+    x = np.zeros((heads, 12, 2))
+    problem = Problem(np, x, x, x, (heads,), ACTIVATIONS["softmax"])
+    nothing = np.zeros((12, 1)), np.full((12, 1), -1, np.int32), np.zeros(12, np.int32), x[0]
+    lengths: list[int] = []
+
+    class Seeing(SparseTerm):
+        def add_to(self, total: np.ndarray, first: int) -> np.ndarray:
+            lengths.append(len(total))
+            added: np.ndarray = super().add_to(total, first)
+            return added
+
+    def terms_of(task: Task) -> list[Addend]:
+        return [("key", task.heads[0], Seeing(*nothing))]
+
+    with Crew(threads) as crew:
+        sum_gradients(problem, terms_of, problem.tasks(12), crew, heads)
+    assert lengths == [12 // ranges] * (heads * ranges)

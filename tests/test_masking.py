@@ -259,6 +259,21 @@ def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
     assert mask.visible((), slice(200, 202), 100) == slice(100, 100)
 
 
+def test_chunks_of_padding_look_at_no_keys() -> None:
+    for mask in (Mask(Positions(), query_lengths=3), Mask(Positions(), right=0, query_lengths=3)):
+        assert mask.visible((), slice(2, 4), 3) == slice(0, 3)
+        assert mask.visible((), slice(3, 5), 100) == slice(0, 0)
+        assert mask.visible((), slice(6, 8), 100) == slice(0, 0)
+
+
+def test_what_all_queries_of_a_chunk_see_is_known_but_for_masks_of_pairs() -> None:
+    mask, rows = Mask(Positions(2), left=2, right=3, key_lengths=9), slice(4, 6)
+    assert mask.visible_to_all((), rows, 100) == slice(5, 9)
+    assert replace(mask, key_lengths=None).visible_to_all((), rows, 100) == slice(5, 10)
+    assert replace(mask, left=None, right=None).visible_to_all((), rows, 100) == slice(0, 9)
+    assert replace(mask, pairs=np.ones((8, 100), bool)).visible_to_all((), rows, 100) == slice(0, 0)
+
+
 def test_a_chunk_sees_its_window_of_keys_from_any_first_key_on() -> None:
     """Chunks look at the keys from 8 on, where the window of the first query begins."""
     x, value = np.ones((3, 1)), np.arange(14.0)[:, None]

@@ -126,6 +126,8 @@ def test_a_plan_for_ranking_by_activation_is_the_one_that_the_layer_follows() ->
     sizes = plan(x, units, units, k=64, select="activation")
     assert (sizes.chunk_size, sizes.key_block) == (residuals.chunks.queries, residuals.chunks.keys)
     assert sizes.key_block < plan(x, units, units, k=64).key_block
+    held = residuals.problem.sizes(make_rule(64, None, None))
+    assert held.score_matrices == 5
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,19 @@ def test_a_mask_is_counted(options: dict[str, Any], masked: bool) -> None:
     x = np.ones((6, 4))
     _, residuals = topk_np.topk_attention_fwd(x, x, x, k=2, **options)
     assert residuals.problem.sizes(make_rule(2, None, None)).masked == masked
+
+
+@pytest.mark.parametrize(
+    ("key", "copied"),
+    [
+        (np.ones((6, 4), np.float32), False),
+        (np.ones((6, 4), np.float16), True),
+        (np.ones((12, 4), np.float32)[::2], False),
+        (np.ones((6, 8), np.float32)[:, ::2], True),
+    ],
+    ids=["plain", "half precision", "gaps between rows", "gaps between numbers"],
+)
+def test_keys_that_are_cast_or_laid_out_anew_are_counted(key: np.ndarray, copied: bool) -> None:
+    value = np.ones((6, 4), key.dtype)
+    _, residuals = topk_np.topk_attention_fwd(value, key, value, k=2)
+    assert residuals.problem.sizes(make_rule(2, None, None)).copied == copied

@@ -27,6 +27,11 @@ PLANS: dict[str, tuple[dict[str, Any], int, Chunks]] = {
         64 * MIB,
         Chunks(512, 1024, 1024, 1, 5128192),
     ),
+    "no-equal-shares": (
+        {**LONG, "heads": 3, "queries": 1001},
+        64 * MIB,
+        Chunks(376, 2804, 752, 1, 7279736),
+    ),
     "long-keys": (
         {**LONG, "heads": 1, "queries": 2048, "keys": 2**16},
         64 * MIB,
@@ -134,6 +139,14 @@ def test_a_given_chunk_size_is_that_of_both_passes() -> None:
     assert plan_chunks(Sizes(**few), 2048, 16 * MIB) == Chunks(512, 528, 512, 1, 1982464)
 
 
+def test_the_least_budget_is_what_one_query_needs() -> None:
+    sizes = Sizes(**LONG)
+    least = sizes.tasks * sizes.forward_bytes(1, 1024)
+    assert plan_chunks(sizes, memory_budget=least).queries == 1
+    with pytest.raises(ValueError, match=f"at least {least} bytes"):
+        plan_chunks(sizes, memory_budget=least - 1)
+
+
 def test_the_budget_is_64_mib_unless_told_otherwise() -> None:
     for shapes in (LONG, {**LONG, "keys": 30000, "width": 2048}, {**LONG, "on_device": True}):
         sizes = Sizes(**shapes)
@@ -141,7 +154,8 @@ def test_the_budget_is_64_mib_unless_told_otherwise() -> None:
 
 
 def test_a_dense_plan_changes_on_purpose_or_not_at_all() -> None:
-    for more, rows in (({}, 51), (OPTIONS, 18), ({"keys": 30000}, 6)):
+    one_key = {"queries": 10**6, "keys": 1}
+    for more, rows in (({}, 51), (OPTIONS, 18), ({"keys": 30000}, 6), (one_key, 209715)):
         assert plan_dense_chunk(Sizes(**{**LONG, **more}), memory_budget=64 * MIB) == rows
 
 
@@ -152,3 +166,9 @@ def test_a_mask_holds_two_bytes_a_score() -> None:
     stack, other = (Sizes(**{**SHORT, "masked": masked}) for masked in (True, False))
     more = stack.short_forward_bytes(3) - other.short_forward_bytes(3)
     assert more == 3 * 16 * (32 * (4 + 2) + 8 * (4 + 12))
+
+
+def test_a_stack_holds_weights_their_gradients_and_with_a_mask_an_index_a_slot() -> None:
+    stack, other = (Sizes(**{**SHORT, "masked": masked}) for masked in (True, False))
+    assert other.short_backward_bytes(3) == 3 * 16 * 2 * 32 * 4
+    assert stack.short_backward_bytes(3) - other.short_backward_bytes(3) == 3 * 16 * 8 * 4

@@ -41,6 +41,7 @@ def test_as_many_are_kept_as_hold_the_share_however_many_that_is(xp: Backend, dt
     assert kept(np.zeros(50), 1e-300, 50) == 1
     assert kept(np.zeros(5000), 1.0, 5000) == 5000
     assert kept(np.zeros(5000), 1.0, 30) == 30
+    assert kept(np.array([0.0, -80.0, -80.0]), 1.0, 3) == 3  # though one weight is 1, rounded
     if xp.name == "numpy":
         scores = np.full(20_000, -17.0)
         scores[0] = 0

@@ -280,3 +280,16 @@ def test_slots_without_an_index_are_taken_as_zero(xp: Backend) -> None:
     assert xp.to_numpy(of_one_row).tolist() == [[4.0, 0.0], [6.0, 5.0]]
     none = take_slots(*xp.arrays(matrix[:, :0], indices))
     assert xp.to_numpy(none).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_blocks_without_rows_have_nothing_that_is_best() -> None:
+    values, indices = k_best(np.zeros((0, 12)), 3, 4).result(3)
+    assert values.shape == indices.shape == (0, 3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_a_floor_is_the_kth_best_of_what_was_found(xp: Backend, k: int) -> None:
+    scores = np.random.default_rng(0).permuted(np.arange(20.0) + np.zeros((4, 1)), axis=1)
+    best = KBest(5)
+    best.add(xp.asarray(scores), 0)
+    assert xp.to_numpy(best._kth(k)).tolist() == [20.0 - k] * 4

@@ -13,6 +13,8 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import topk_np
+from tests.backends import Backend
+from topk_np.inputs import attention_problem
 from topk_np.workers import Crew, Scratch, available_cores, check_workers
 
 
@@ -233,6 +235,12 @@ def test_a_short_problem_runs_in_the_thread_that_asks() -> None:
     x = np.ones((8, 40, 4))
     topk_np.topk_attention(x, x, x, k=2, mask=mask, chunk_size=1, workers=4)
     assert threads == {threading.get_ident()}
+
+
+def test_numpy_gets_the_threads_that_are_asked_for_and_other_libraries_one(xp: Backend) -> None:
+    long, short = (xp.asarray(np.ones((8, length, 4))) for length in (256, 16))
+    assert attention_problem(long, long, long).crew(3).threads == (3 if xp.name == "numpy" else 1)
+    assert attention_problem(short, short, short).crew(3).threads == 1
 
 
 def test_crews_that_two_threads_enter_and_leave_out_of_order_put_blas_back() -> None:

@@ -85,7 +85,7 @@ def best_by_lexsort(row: np.ndarray, k: int) -> list[int]:
 
 
 each_width = pytest.mark.parametrize("columns", [1, 63, 4099])
-each_k = pytest.mark.parametrize("k", [1, 8, 300])
+each_k = pytest.mark.parametrize("k", [1, 8, 100, 300])
 each_levels = pytest.mark.parametrize("levels", [1, 30, 10**6])
 
 
@@ -195,6 +195,27 @@ def test_select_takes_scores_however_they_lie_in_memory(layout: str, k: int) -> 
         expected = function(np.ascontiguousarray(scores), k, *more)
         for found, wanted in zip(function(scores, k, *more), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+
+@each_engine
+@pytest.mark.parametrize("rows", [3, 200])
+def test_rows_of_equal_scores_give_their_first(engine: Engine, rows: int) -> None:
+    result = engine.call("select", np.ones((rows, 100)), 10)
+    assert result.indices.tolist() == [list(range(10))] * rows
+
+
+def test_many_equal_scores_are_selected_from_with_little_memory() -> None:
+    """With one copy of the scores, but not with the place and the value of each that is equal."""
+    scores = np.zeros((100, 150))
+    scores[:, :100] = 1.0
+    topk_np.kernels.numpy.select(scores, 10)  # the first time something is imported
+    tracemalloc.start()
+    try:
+        topk_np.kernels.numpy.select(scores, 10)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * scores.nbytes
 
 
 @each_engine

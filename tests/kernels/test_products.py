@@ -10,11 +10,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.sparse import csr_array
 
 import topk_np.kernels.numpy
 from tests.kernels.engines import Engine, each_engine
 from tests.oracles import assert_close, assert_same_bits
 from tests.strategies import seeds, sparse_CK_of_N
+from topk_np.kernels.numpy_csr import by_column, csr
 
 ONE_SLOT = np.array([[1], [0], [-1]], np.int32), np.array([1, 1, 0], np.int32), 2
 
@@ -319,3 +321,28 @@ def test_numpy_gives_the_same_bits_key_by_key_as_query_by_query(
             runs.append((gathered, scattered))
     for by_key, by_query in zip(*runs, strict=True):
         assert_same_bits(by_key, by_query)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("last", [2, 3, 4])
+def test_numpy_writes_to_no_row_outside_of_a_range(first: int, last: int) -> None:
+    indices, counts = np.array([[1, 2], [2, 3]], np.int32), np.full(2, 2, np.int32)
+    whole, expected = np.zeros((5, 1)), np.zeros((5, 1))
+    given = np.ones((2, 2)), indices, counts, np.ones((2, 1))
+    topk_np.kernels.numpy.scatter_matmul(*given, whole[first:last], first)
+    expected[first:last] = np.array([[0], [1], [2], [1], [0]])[first:last]
+    np.testing.assert_array_equal(whole, expected)
+
+
+@given(sparse=sparse_CK_of_N(), seed=seeds)
+def test_a_matrix_by_column_is_the_one_of_scipy(
+    sparse: tuple[np.ndarray, np.ndarray, int], seed: int
+) -> None:
+    indices, counts, columns = sparse
+    weights, _, _ = sparse_problem(seed, *sparse)
+    ends, places, data = rows = csr(weights, indices, counts)
+    expected = csr_array((data, places, ends), (len(indices), columns)).tocsc()
+    found = by_column(*rows, columns)
+    wanted = expected.indptr, expected.indices, expected.data
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
