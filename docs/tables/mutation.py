@@ -54,17 +54,18 @@ def page() -> str:
     mutants = data["mutants"]
     survivors = [mutant for mutant in mutants if not mutant["killed"]]
     same = [(mutant, said_of(mutant, verdicts["equivalent"])["why"]) for mutant in survivors]
+    late = [entry for entry in verdicts["found"] if any(matches(entry, m) for m in mutants)]
     killed, count = len(mutants) - len(survivors), len(mutants)
     rate = killed / count
     adjusted = killed / (count - len(same))
-    first = (killed - len(verdicts["found"])) / count
+    first = (killed - len(late)) / count
     summary = (
         f"Of {count} mutants {killed} were killed, {rate:.1%}. The other {len(same)} are "
         f"equivalent, as far as we can see, each for the reason below: of those that can be "
         f"noticed {adjusted:.1%} were killed. At first it was {first:.1%} of all; what survived "
         f"then is the last list. (Cosmic Ray {data['cosmic_ray']}, Python {data['python']}.)\n\n"
     )
-    return INTRODUCTION + summary + table(mutants) + equivalents(same) + found(verdicts["found"])
+    return INTRODUCTION + summary + table(mutants) + equivalents(same) + found(late)
 
 
 def table(mutants: list[dict[str, Any]]) -> str:
@@ -100,11 +101,15 @@ def change(mutant: dict[str, Any]) -> str:
 
 def said_of(mutant: dict[str, Any], verdicts: list[dict[str, str]]) -> dict[str, str]:
     """What is said of a mutant; lines move, so it is found by what it changes."""
-    names = ("file", "was", "becomes")
     for verdict in verdicts:
-        if all(verdict[name] == mutant[name] for name in names):
+        if matches(verdict, mutant):
             return verdict
     raise LookupError(f"{VERDICTS} says nothing of {mutant}")
+
+
+def matches(verdict: dict[str, str], mutant: dict[str, Any]) -> bool:
+    """Whether a verdict is one on this mutant, and not on one of another draw."""
+    return all(verdict[name] == mutant[name] for name in ("file", "was", "becomes"))
 
 
 if __name__ == "__main__":

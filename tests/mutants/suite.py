@@ -63,7 +63,7 @@ CORE = {
 CHOSEN = (
     "not cupy and not the_predicted_peak and not buckets_are_those_of_t5 "
     "and not (topk_ffn_gradients_are_slopes and (plain or unbiased or tanh or identity)) "
-    "and (not strict or test_activations or test_selection)"
+    "and (not strict or test_activations or test_selection or test_rules)"
 )
 OPTIONS = ("-q", "-x", "--tb=line", "--assert=plain", "-p", "no:cacheprovider")
 # A mutant may run for ever, or ask for all there is.
