@@ -260,3 +260,15 @@ def test_a_task_takes_its_share_of_the_budget_whatever_the_scores(
         lambda: topk_np.topk_attention_fwd(query, key, key, k=k, workers=1)
     )
     assert_within(peak, nbytes(out) + residuals.nbytes, 64 * MIB // 8)
+
+
+def test_eight_tasks_stay_within_the_budget_where_every_block_adds_many_keys() -> None:
+    rng = np.random.default_rng(5)
+    query, key = rng.standard_normal((4096, 8)), rng.standard_normal((8192, 8))
+    query[:, 0], query[:, 1:] = 1, 0.3 * query[:, 1:]
+    key[:, 0] += np.linspace(0, 3, len(key))
+    warm_up()
+    (out, residuals), peak = measured(
+        lambda: topk_np.topk_attention_fwd(query, key, key, k=200, workers=8)
+    )
+    assert_within(peak, nbytes(out) + residuals.nbytes, 64 * MIB)
