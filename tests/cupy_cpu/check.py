@@ -179,6 +179,7 @@ def refusals() -> None:
     loud("NumPy and CuPy mixed", lambda: one + np.ones((2, 2)), TypeError)
     loud("an inverse", lambda: cp.linalg.inv(one), RuntimeError)  # no cuSOLVER
     loud("a Fourier transform", lambda: cp.fft.fft(one), RuntimeError)  # no cuFFT
+    # CUB is code for the device alone: whoever asks for it by name is told that it is not there.
     accelerate = cp._core.set_reduction_accelerators
     loud("CUB", lambda: accelerate(["cub"]), NotImplementedError)
     loud("a second device", lambda: cp.cuda.Device(1).use(), cp.cuda.runtime.CUDARuntimeError)

@@ -24,6 +24,7 @@ from topk_np.kernels.numpy_found import (
     places,
     raveled,
     row_gap,
+    spans,
     take_slots,
     trim,
 )
@@ -127,12 +128,10 @@ def _shorten(found: Found, k: int) -> Found:
     long = np.flatnonzero(found.counts > most_found(k))
     if long.size == 0:
         return found
-    ends = np.cumsum(found.counts)
     kept = np.ones(found.values.size, bool)
-    for row in long:
-        start, end = ends[row] - found.counts[row], ends[row]
-        kept[start:end] = False
-        kept[start + select(found.values[None, start:end], k).indices[0]] = True
+    for own in spans(found, long):
+        kept[own] = False
+        kept[own.start + select(found.values[None, own], k).indices[0]] = True
     return only(found, kept)
 
 

@@ -135,14 +135,19 @@ def drop_ties(found: Found, k: int) -> Found:
     tied = np.flatnonzero(found.counts > k)
     if tied.size == 0:
         return found
-    ends = np.cumsum(found.counts)
     kept = np.ones(found.values.size, bool)
-    for row in tied:
-        start, end = ends[row] - found.counts[row], ends[row]
-        values = found.values[start:end]
+    for own in spans(found, tied):
+        values = found.values[own]
         equal = np.isnan(values) if np.isnan(values).all() else values == np.nanmin(values)
-        kept[start + np.flatnonzero(equal)[k - found.counts[row] :]] = False
+        kept[own.start + np.flatnonzero(equal)[k - values.size :]] = False
     return only(found, kept)
+
+
+def spans(found: Found, rows: Array) -> list[slice]:
+    """Where the entries of some rows are."""
+    ends = np.cumsum(found.counts)[rows].tolist()
+    sizes = found.counts[rows].tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def only(found: Found, kept: Array) -> Found:
