@@ -217,7 +217,7 @@ def test_a_guess_is_not_sure_where_the_first_block_has_the_best(columns: int | N
 
 def test_what_is_found_in_blocks_is_merged_before_it_is_many_times_k() -> None:
     """Of rising scores every block has k that beat the floor."""
-    rows, k, blocks = 20, 10, 100
+    rows, k, blocks = 400, 10, 100  # many, so that what objects themselves take is little
     scores = np.arange(blocks * k, dtype=np.float64) + np.zeros((rows, 1))
     k_best(scores, k, k)  # the first time something is imported
     tracemalloc.start()
