@@ -1,4 +1,21 @@
-"""The few primitives that need a fast path: one module an engine, the same functions in each."""
+"""
+The primitives that deserve a fast path: one module or package an engine, the same names in each.
+
+Arrays are stacks of G heads: scores (G, C, n) of C queries and n keys, rows (G, C, ·), matrices
+(G, N, ·) of keys or values, in which heads may be the same memory. What a query keeps are K slots,
+``indices`` (G, C, K) in ascending order with -1 in unused slots, which come last.
+
+`topk_np.kernels.portable` defines what each function computes. An engine also says what it can do:
+
+``THREADS``
+    Several threads may compute at once, each its own part of one array.
+``MAY_WAIT``
+    A number may be looked at; on a device that would mean to wait for it.
+``WHOLE_BUDGET``
+    One task at a time gets the whole memory budget, as a device works on one at a time.
+``DOUBLE``
+    float64 is there, whatever the inputs' dtype.
+"""
 
 from __future__ import annotations
 
@@ -9,49 +26,42 @@ from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, Namespace, is_cupy, is_numpy
 
-CHOICES = ("", "portable", "atomic")  # of TOPK_NP_KERNELS
-GATHERED_BYTES = 2**19  # gathered rows that a product holds at once
+CHOICES = ("", "atomic", "numpy", "portable")  # of TOPK_NP_KERNELS
+
+Engine = Any  # a module or package of this one
 
 
 class Selection(NamedTuple):
-    """
-    The selected entries of each row of a matrix (C, N), in ascending order of their index.
-
-    A row with fewer than K allowed entries fills its first ``counts[i]`` slots; the others hold
-    the value -inf and the index -1.
-    """
+    """The selected entries of each row of scores (G, C, n), in ascending order of their index."""
 
     values: Array
-    """(C, K), the matrix's dtype."""
+    """(G, C, K) in the dtype of the scores; -inf in unused slots."""
     indices: Array
-    """(C, K) int32."""
-    counts: Array
-    """(C,) int32, the number of slots in use."""
+    """(G, C, K) int32; -1 in unused slots, which come last."""
 
 
-def engine(xp: Namespace) -> Any:
+def engine(xp: Namespace) -> Engine:
     """
     The engine for the arrays of `xp`.
 
-    The environment variable ``TOPK_NP_KERNELS`` chooses another: ``portable`` on any library, and
-    ``atomic`` on CuPy, which adds gradients up without sorting, rounded differently every time.
+    The environment variable ``TOPK_NP_KERNELS`` chooses another: ``portable`` on any library,
+    ``numpy`` on NumPy, and on CuPy ``atomic``, which adds gradients up without sorting, rounded
+    differently every time. A choice speaks for the arrays of its own library alone.
     """
     chosen = os.environ.get("TOPK_NP_KERNELS", "")
     if chosen not in CHOICES:
-        raise ValueError(f"TOPK_NP_KERNELS must be empty, 'portable' or 'atomic', got {chosen!r}")
-    if chosen != "portable":
-        if is_numpy(xp):
-            return _module("numpy")
-        if is_cupy(xp):
-            return _module("cupy_atomic" if chosen == "atomic" else "cupy")
-    return _module("portable")
-
-
-def is_portable(xp: Namespace) -> bool:
-    """Whether the arrays of `xp` are worked on by the readable definition."""
-    return engine(xp) is _module("portable")
+        raise ValueError(
+            "TOPK_NP_KERNELS must be empty, 'numpy', 'portable' or 'atomic' (on CuPy), "
+            f"got {chosen!r}"
+        )
+    name = "portable"
+    if chosen != "portable" and is_numpy(xp):
+        name = "numpy"
+    elif chosen != "portable" and is_cupy(xp):
+        name = "cupy_atomic" if chosen == "atomic" else "cupy"
+    return _module(name)
 
 
 @cache
-def _module(name: str) -> Any:
+def _module(name: str) -> Engine:
     return import_module(f"topk_np.kernels.{name}")
