@@ -17,7 +17,7 @@ import array_api_strict
 import numpy as np
 
 import topk_np
-from topk_np._gpu import why_no_gpu
+from topk_np._namespace import why_no_gpu
 
 Array = Any
 

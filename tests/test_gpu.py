@@ -12,7 +12,7 @@ import pytest
 
 import topk_np
 from topk_np import diagnostics
-from topk_np._gpu import why_no_gpu
+from topk_np._namespace import why_no_gpu
 
 
 class RuntimeFailure(RuntimeError):

@@ -12,8 +12,6 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from topk_np._gpu import why_no_gpu
-
 Array = Any  # an array of any library that follows the array API
 Namespace = Any  # that library's functions
 
@@ -238,17 +236,6 @@ def add_at(array: Array, index: Any, values: Array) -> Array:
     return array
 
 
-class Filled:
-    """An array that tasks fill, each its own part, also where arrays cannot be written to."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-    def __setitem__(self, index: Any, values: Array) -> None:
-        """See `put`."""
-        self.array = put(self.array, index, values)
-
-
 def nbytes(array: Array) -> int:
     """Bytes of the elements of an array of 16-, 32- or 64-bit numbers."""
     return int(math.prod(array.shape)) * int(dtype_name(array)[-2:]) // 8
@@ -279,6 +266,19 @@ def is_numpy(xp: Namespace) -> bool:
 def is_cupy(xp: Namespace) -> bool:
     """Whether arrays of this namespace are CuPy's."""
     return "cupy" in sys.modules and array_api_compat.is_cupy_namespace(xp)
+
+
+@cache
+def why_no_gpu() -> str | None:
+    """Say in one line why CuPy, which is imported, cannot compute; None if it can."""
+    cupy: Any = sys.modules["cupy"]
+    try:
+        if cupy.cuda.runtime.getDeviceCount() > 0:
+            return None
+        reason = "no device"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        reason = " ".join(str(error).split())
+    return f"CuPy {cupy.__version__} finds no GPU ({reason}): it needs one, and an NVIDIA driver"
 
 
 def _library(xp: Namespace) -> str:

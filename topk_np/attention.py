@@ -1,19 +1,25 @@
-"""Top-k attention, forward and backward."""
+"""Attention, forward and backward: top-k, and dense as its oracle."""
 
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
-from topk_np import core, short
-from topk_np._namespace import Array, Filled
-from topk_np.chunking import Chunks, plan_chunks
-from topk_np.inputs import attention_problem, check_douts
-from topk_np.options import AttentionOptions, spell_out
-from topk_np.problem import Problem
-from topk_np.rules import Rule, make_rule
-from topk_np.workers import check_workers
+from topk_np._namespace import Array, check_flag
+from topk_np.core import dense, passes
+from topk_np.core.keep import Kept
+from topk_np.core.residuals import Residuals, TopKResiduals
+from topk_np.options.call import Call
+from topk_np.options.check import (
+    AttentionOptions,
+    attention_call,
+    check_dout,
+    check_grad,
+    spell_out,
+)
+from topk_np.options.chunk import Output
+from topk_np.schedule.plan import schedule_call, schedule_dense
+from topk_np.schedule.threads import check_workers
 
 
 class AttentionGrads(NamedTuple):
@@ -26,31 +32,12 @@ class AttentionGrads(NamedTuple):
     """In the shape of the array or the table; None without a bias, or one without a gradient."""
 
 
-@dataclass(frozen=True, eq=False)
-class TopKAttentionResiduals:
+class TopKAttentionResiduals(TopKResiduals):
     """What `topk_attention_bwd` needs: the inputs, and K scores and K indices a query."""
 
-    problem: Problem
-    kept: core.Kept = field(repr=False)
-    chunks: Chunks
-    workers: int | Executor = field(repr=False)
-    with_lse: bool = False
-    """Whether the log-sum-exp was returned, and so has a gradient too."""
 
-    @property
-    def scores(self) -> Array:
-        """(..., Q, K) what the softmax is taken of; -inf in unused slots."""
-        return self.kept.scores.array
-
-    @property
-    def indices(self) -> Array:
-        """(..., Q, K) int32, ascending; -1 in unused slots."""
-        return self.kept.indices.array
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes kept beyond the inputs."""
-        return self.kept.nbytes
+class DenseAttentionResiduals(Residuals):
+    """What `dense_attention_bwd` needs: the inputs and nothing else; scores are made again."""
 
 
 @spell_out(AttentionOptions)
@@ -177,12 +164,11 @@ def topk_attention(
     >>> topk_attention(5 * key[:1], key, np.arange(8.0).reshape(4, 2), k=1)
     array([[0., 1.]])
     """
-    problem = attention_problem(query, key, value, **options)
-    rule = make_rule(k, p, max_k)
-    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
-    lse = problem.room_for_lse(return_lse)
-    out = _forward(problem, rule, chunks, check_workers(workers), lse=lse)
-    return out if lse is None else (out, lse.array[..., 0])
+    call = attention_call(query, key, value, (k, p, max_k), **options)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    lse = _lse(call, return_lse)
+    out = passes.forward(call, schedule, check_workers(workers), lse=lse)
+    return _unfolded(call, out, lse)
 
 
 @spell_out(AttentionOptions)
@@ -223,15 +209,16 @@ def topk_attention_fwd(
     >>> residuals.indices, residuals.scores
     (array([[0, 1]], dtype=int32), array([[2.5, 0. ]]))
     """
-    problem = attention_problem(query, key, value, **options)
-    rule = make_rule(k, p, max_k)
-    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
+    call = attention_call(query, key, value, (k, p, max_k), **options)
+    schedule = schedule_call(call, chunk_size, memory_budget)
     threads = check_workers(workers)
-    lse = problem.room_for_lse(return_lse)
-    kept = core.Kept.empty(problem, rule)
-    out = _forward(problem, rule, chunks, threads, kept, lse)
-    residuals = TopKAttentionResiduals(problem, kept, chunks, threads, return_lse)
-    return (out if lse is None else (out, lse.array[..., 0])), residuals
+    lse = _lse(call, return_lse)
+    kept = passes.empty_kept(call)
+    out = passes.forward(call, schedule, threads, kept, lse)
+    arrays = Kept(*(whole.array for whole in kept))
+    lead = (*call.batch.lead, call.queries)
+    residuals = TopKAttentionResiduals(call, schedule, threads, lead, return_lse, arrays)
+    return _unfolded(call, out, lse), residuals
 
 
 def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -279,29 +266,208 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
         raise TypeError(
             "residuals must come from topk_attention_fwd, got " + type(residuals).__name__
         )
-    problem, kept = residuals.problem, residuals.kept
-    dout, dlse = check_douts(problem, residuals.with_lse, dout)
-    given = problem, kept, dout, residuals.chunks, residuals.workers, dlse
-    grads = short.backward(*given) if residuals.chunks.short else None
-    return attention_grads(problem, core.backward(*given) if grads is None else grads)
+    call, schedule, kept = residuals.call, residuals.schedule, residuals.kept
+    dout, dlse = _check_douts(residuals, dout)
+    workers = check_workers(residuals.workers)
+    return _grads(call, passes.backward(call, schedule, workers, kept, dout, dlse))
 
 
-def _forward(
-    problem: Problem,
-    rule: Rule,
-    chunks: Chunks,
-    workers: int | Executor,
-    kept: core.Kept | None = None,
-    lse: Filled | None = None,
+@spell_out(AttentionOptions)
+def dense_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    return_lse: bool = False,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
 ) -> Array:
-    """The output, by stacks of short heads where they are short and all is finite."""
-    given = problem, rule, chunks, workers, kept, lse
-    out = short.forward(*given) if chunks.short else None
-    return core.forward(*given) if out is None else out
+    """
+    Attention over all keys: ``softmax(softcap(scale query keyᵀ) + bias) value``.
+
+    The oracle of `topk_attention`, with the same options but `k`. Without `chunk_size` and
+    `memory_budget` each head is one chunk of scores (Q, N), as in the textbook; with one of them
+    it is the paper's query chunking, exact and linear in memory.
+
+    Parameters
+    ----------
+    query : array (..., Q, D)
+        float16, bfloat16, float32 or float64; half precision is computed in float32.
+    key : array (..., N, D)
+        Same library, device and dtype as `query`; leading axes broadcast.
+    value : array (..., N, V)
+        What is averaged.
+    return_lse : bool, default False
+        Whether to return the log-sum-exp of each query's scores as well.
+    mask, is_causal, query_offset, window, query_lengths, key_lengths : optional
+        Which keys a query may attend to, as in `topk_attention`.
+    bias, scale, softcap, dropout : optional
+        What is done to scores and weights, as in `topk_attention`.
+    always_keep : (sinks, local), optional
+        Changes nothing: all keys are kept.
+    chunk_size : int, optional
+        Queries to work on at once.
+    memory_budget : int, optional
+        Bytes of scratch memory, from which the chunk size follows if it is not given.
+    workers : int or concurrent.futures.Executor, optional
+        Threads that share the work, by default one a core.
+
+    Returns
+    -------
+    array (..., Q, V), or a pair with `return_lse`
+        In the dtype, library and device of the inputs; the log-sum-exp (..., Q) in the dtype that
+        is computed in.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_attention`.
+
+    Notes
+    -----
+    Time is O(Q N (D + V)). Memory beyond the inputs is O(chunk_size N) a worker; half precision
+    keys and values are cast whole for each worker, which `memory_budget` does not count. A masked
+    key contributes nothing even if it is NaN. Query chunking: Gupta et al. 2021, section 2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention
+    >>> dense_attention(np.zeros((1, 2)), np.ones((4, 2)), np.arange(4.0)[:, None])
+    array([[1.5]])
+    """
+    out, _ = dense_attention_fwd(
+        query,
+        key,
+        value,
+        return_lse=return_lse,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        workers=workers,
+        **options,
+    )
+    return out
 
 
-def attention_grads(problem: Problem, grads: dict[str, Array]) -> AttentionGrads:
-    """The gradients of a problem in the shapes of what attention was given."""
-    if problem.learned_bias is not None:
-        grads["bias"] = problem.learned_bias.grads(grads["bias"])
+@spell_out(AttentionOptions)
+def dense_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    return_lse: bool = False,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, DenseAttentionResiduals]:
+    """
+    `dense_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `dense_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V), or a pair with `return_lse`
+        What `dense_attention` returns.
+    residuals : DenseAttentionResiduals
+        The inputs by reference and nothing else: the backward pass makes the scores again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention_fwd
+    >>> out, residuals = dense_attention_fwd(*[np.ones((2, 3))] * 3)
+    >>> residuals.nbytes
+    0
+    """
+    call = attention_call(query, key, value, **options)
+    schedule = schedule_dense(call, chunk_size, memory_budget)
+    threads = check_workers(workers)
+    lse = _lse(call, return_lse)
+    out = dense.forward(call, schedule, threads, lse)
+    lead = (*call.batch.lead, call.queries)
+    return _unfolded(call, out, lse), DenseAttentionResiduals(call, schedule, threads, lead, return_lse)
+
+
+def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> AttentionGrads:
+    """
+    Gradients of `dense_attention`.
+
+    Parameters
+    ----------
+    residuals : DenseAttentionResiduals
+        From `dense_attention_fwd`.
+    dout : array (..., Q, V), or a pair
+        Gradient of the loss with respect to the output, in its shape and dtype; after `return_lse`
+        a pair, as in `topk_attention_bwd`.
+
+    Returns
+    -------
+    AttentionGrads
+        Gradients of query, key, value and bias, each in the shape of its input.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_attention_bwd`.
+
+    Notes
+    -----
+    Time is O(Q N (D + V)); memory as in the forward pass, chunk by chunk.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention_bwd, dense_attention_fwd
+    >>> out, residuals = dense_attention_fwd(*[np.ones((2, 3))] * 3)
+    >>> dense_attention_bwd(residuals, np.ones_like(out)).value
+    array([[1., 1., 1.],
+           [1., 1., 1.]])
+    """
+    if not isinstance(residuals, DenseAttentionResiduals):
+        raise TypeError(
+            "residuals must come from dense_attention_fwd, got " + type(residuals).__name__
+        )
+    call, schedule = residuals.call, residuals.schedule
+    dout, dlse = _check_douts(residuals, dout)
+    workers = check_workers(residuals.workers)
+    return _grads(call, dense.backward(call, schedule, workers, dout, dlse))
+
+
+def _lse(call: Call, wanted: Any) -> Output | None:
+    """Room for the log-sum-exp of each query's scores, if that is wanted."""
+    return call.output(1) if check_flag("return_lse", wanted) else None
+
+
+def _unfolded(call: Call, out: Array, lse: Output | None) -> Any:
+    """The output with the caller's leading axes, in a pair with the log-sum-exp if there is one."""
+    out = call.unfold(out)
+    return out if lse is None else (out, call.unfold(lse.array)[..., 0])
+
+
+def _check_douts(residuals: Residuals, dout: Any) -> tuple[Array, Array | None]:
+    """Check the gradient of the output, in a pair with that of the log-sum-exp if there is one."""
+    call, lead = residuals.call, residuals.lead
+    shape = (*lead, int(call.value.shape[-1]))
+    if not residuals.with_lse:
+        return call.fold(check_dout(call.query, shape, dout)), None
+    if not isinstance(dout, (tuple, list)) or len(dout) != 2:
+        got = len(dout) if isinstance(dout, (tuple, list)) else type(dout).__name__
+        raise TypeError(f"dout must be a pair (dout, dlse) after return_lse=True, got {got}")
+    dlse = check_grad("dlse", "lse", call.query, lead, call.dtype, dout[1])
+    return call.fold(check_dout(call.query, shape, dout[0])), call.fold(dlse[..., None])
+
+
+def _grads(call: Call, grads: dict[str, Array]) -> AttentionGrads:
+    """The gradients in the shapes of what attention was given."""
+    for name, shape in call.shapes.items():
+        grads[name] = call.xp.reshape(grads[name], shape)
+    for option in call.options:
+        for name in option.inputs:
+            grads[name] = option.own_gradient(grads[name])
     return AttentionGrads(**grads)

@@ -1,18 +1,18 @@
-"""The top-k feed-forward layer, forward and backward."""
+"""The feed-forward layer, forward and backward: top-k, and dense as its oracle."""
 
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from topk_np import core
-from topk_np._namespace import Array, array_namespace
-from topk_np.chunking import Chunks, plan_chunks
-from topk_np.inputs import check_dout, ffn_problem
-from topk_np.problem import Problem
-from topk_np.rules import make_rule
-from topk_np.workers import check_workers
+from topk_np._namespace import Array
+from topk_np.activations import Activation
+from topk_np.core import dense, passes
+from topk_np.core.keep import Kept
+from topk_np.core.residuals import Residuals, TopKResiduals
+from topk_np.options.check import check_dout, ffn_call
+from topk_np.schedule.plan import schedule_call, schedule_dense
+from topk_np.schedule.threads import check_workers
 
 
 class FFNGrads(NamedTuple):
@@ -27,34 +27,12 @@ class FFNGrads(NamedTuple):
     gate: Array | None
 
 
-@dataclass(frozen=True, eq=False)
-class TopKFFNResiduals:
+class TopKFFNResiduals(TopKResiduals):
     """What `topk_ffn_bwd` needs: the inputs, and K scores and K indices a token."""
 
-    problem: Problem
-    lead: tuple[int, ...]
-    """The leading axes of `x`, which are one axis of tokens in `problem`."""
-    kept: core.Kept = field(repr=False)
-    chunks: Chunks
-    workers: int | Executor = field(repr=False)
 
-    @property
-    def scores(self) -> Array:
-        """(..., K) what went into the activation of the kept units; -inf in unused slots."""
-        return self._with_lead(self.kept.scores.array)
-
-    @property
-    def indices(self) -> Array:
-        """(..., K) int32, ascending; -1 in unused slots."""
-        return self._with_lead(self.kept.indices.array)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes kept beyond the inputs."""
-        return self.kept.nbytes
-
-    def _with_lead(self, array: Array) -> Array:
-        return self.problem.xp.reshape(array, (*self.lead, array.shape[-1]))
+class DenseFFNResiduals(Residuals):
+    """What `dense_ffn_bwd` needs: the inputs and nothing else; scores are made again."""
 
 
 def topk_ffn(
@@ -64,7 +42,7 @@ def topk_ffn(
     /,
     *,
     k: int,
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     key_bias: Array | None = None,
     value_bias: Array | None = None,
     gate: Array | None = None,
@@ -143,11 +121,10 @@ def topk_ffn(
     >>> topk_ffn(np.array([[2.0, 1.0]]), np.eye(2), np.eye(2), k=1)
     array([[2., 0.]])
     """
-    problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate, select)
-    rule = make_rule(k)
-    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
-    out = core.forward(problem, rule, chunks, check_workers(workers))
-    return problem.xp.reshape(out, (*x.shape[:-1], out.shape[-1]))
+    call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    out = passes.forward(call, schedule, check_workers(workers))
+    return call.xp.reshape(out, (*x.shape[:-1], out.shape[-1]))
 
 
 def topk_ffn_fwd(
@@ -157,7 +134,7 @@ def topk_ffn_fwd(
     /,
     *,
     k: int,
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     key_bias: Array | None = None,
     value_bias: Array | None = None,
     gate: Array | None = None,
@@ -187,15 +164,14 @@ def topk_ffn_fwd(
     >>> residuals.indices, residuals.scores
     (array([[0]], dtype=int32), array([[2.]]))
     """
-    problem = ffn_problem(x, keys, values, activation, key_bias, value_bias, gate, select)
-    rule = make_rule(k)
-    chunks = plan_chunks(problem.sizes(rule), chunk_size, memory_budget)
-    threads = check_workers(workers)
-    kept = core.Kept.empty(problem, rule)
-    out = core.forward(problem, rule, chunks, threads, kept)
-    lead = tuple(x.shape[:-1])
-    residuals = TopKFFNResiduals(problem, lead, kept, chunks, threads)
-    return problem.xp.reshape(out, (*lead, out.shape[-1])), residuals
+    call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    threads, lead = check_workers(workers), tuple(x.shape[:-1])
+    kept = passes.empty_kept(call)
+    out = passes.forward(call, schedule, threads, kept)
+    arrays = Kept(*(whole.array for whole in kept))
+    residuals = TopKFFNResiduals(call, schedule, threads, lead, kept=arrays)
+    return call.xp.reshape(out, (*lead, out.shape[-1])), residuals
 
 
 def topk_ffn_bwd(residuals: TopKFFNResiduals, dout: Array, /) -> FFNGrads:
@@ -238,22 +214,185 @@ def topk_ffn_bwd(residuals: TopKFFNResiduals, dout: Array, /) -> FFNGrads:
     """
     if not isinstance(residuals, TopKFFNResiduals):
         raise TypeError("residuals must come from topk_ffn_fwd, got " + type(residuals).__name__)
-    problem = residuals.problem
-    dout = check_dout(problem.query, (*residuals.lead, problem.out_shape[-1]), dout)
-    dout = problem.xp.reshape(dout, problem.out_shape)
-    grads = core.backward(problem, residuals.kept, dout, residuals.chunks, residuals.workers)
-    return ffn_grads(residuals.lead, grads)
+    call, schedule, kept = residuals.call, residuals.schedule, residuals.kept
+    dout, workers = _check_dout(residuals, dout), check_workers(residuals.workers)
+    return _grads(residuals, passes.backward(call, schedule, workers, kept, dout))
 
 
-def ffn_grads(lead: tuple[int, ...], grads: dict[str, Array]) -> FFNGrads:
-    """The gradients of a problem under the names and in the shapes of the layer's inputs."""
-    x = grads["query"]
-    xp = array_namespace(x)
+def dense_ffn(
+    x: Array,
+    keys: Array,
+    values: Array,
+    /,
+    *,
+    activation: str | Activation = "relu",
+    key_bias: Array | None = None,
+    value_bias: Array | None = None,
+    gate: Array | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> Array:
+    """
+    Feed-forward layer over all units: ``activation(x keysᵀ + key_bias) values + value_bias``.
+
+    The oracle of `topk_ffn`, with the same options but `k` and `select`. Without `chunk_size` and
+    `memory_budget` all tokens are one chunk.
+
+    Parameters
+    ----------
+    x : array (..., D)
+        Tokens; float16, bfloat16, float32 or float64. Half precision is computed in float32.
+    keys : array (F, D)
+        The first matrix, a row for each of the F hidden units.
+    values : array (F, V)
+        The second matrix, a row for each unit.
+    activation : {"relu", "gelu", "gelu_tanh", "silu", "identity", "softmax"}
+        "gelu" is the exact form with erf.
+    key_bias : array (F,), optional
+        Added to ``x keysᵀ``.
+    value_bias : array (V,), optional
+        Added to the output.
+    gate : array (F, D), optional
+        Makes the unit a gated one, ``activation(x gateᵀ) * (x keysᵀ + key_bias)``.
+    chunk_size : int, optional
+        Tokens to work on at once.
+    memory_budget : int, optional
+        Bytes of scratch memory, from which the chunk size follows if it is not given.
+    workers : int or concurrent.futures.Executor, optional
+        Threads that share the work, by default one a core.
+
+    Returns
+    -------
+    array (..., V)
+        In the dtype, library and device of the inputs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_ffn`.
+
+    Notes
+    -----
+    Time is O(T F (D + V)) for T tokens. Memory beyond the inputs is O(chunk_size F) a worker.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_ffn
+    >>> dense_ffn(np.array([[2.0, -1.0]]), np.eye(2), np.eye(2))
+    array([[2., 0.]])
+    """
+    out, _ = dense_ffn_fwd(
+        x,
+        keys,
+        values,
+        activation=activation,
+        key_bias=key_bias,
+        value_bias=value_bias,
+        gate=gate,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        workers=workers,
+    )
+    return out
+
+
+def dense_ffn_fwd(
+    x: Array,
+    keys: Array,
+    values: Array,
+    /,
+    *,
+    activation: str | Activation = "relu",
+    key_bias: Array | None = None,
+    value_bias: Array | None = None,
+    gate: Array | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> tuple[Array, DenseFFNResiduals]:
+    """
+    `dense_ffn`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `dense_ffn`.
+
+    Returns
+    -------
+    out : array (..., V)
+        What `dense_ffn` returns.
+    residuals : DenseFFNResiduals
+        The inputs by reference and nothing else: the backward pass makes the scores again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_ffn_fwd
+    >>> out, residuals = dense_ffn_fwd(np.ones(2), np.eye(2), np.eye(2))
+    >>> out, residuals.nbytes
+    (array([1., 1.]), 0)
+    """
+    call = ffn_call(x, keys, values, None, activation, key_bias, value_bias, gate)
+    schedule = schedule_dense(call, chunk_size, memory_budget)
+    threads, lead = check_workers(workers), tuple(x.shape[:-1])
+    out = call.xp.reshape(dense.forward(call, schedule, threads), (*lead, values.shape[-1]))
+    return out, DenseFFNResiduals(call, schedule, threads, lead)
+
+
+def dense_ffn_bwd(residuals: DenseFFNResiduals, dout: Array, /) -> FFNGrads:
+    """
+    Gradients of `dense_ffn`.
+
+    Parameters
+    ----------
+    residuals : DenseFFNResiduals
+        From `dense_ffn_fwd`.
+    dout : array (..., V)
+        Gradient of the loss with respect to the output, in its shape and dtype.
+
+    Returns
+    -------
+    FFNGrads
+        Gradients of x, keys, values, key_bias, value_bias and gate; None for what was not given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `topk_ffn_bwd`.
+
+    Notes
+    -----
+    Time is O(T F (D + V)) for T tokens; memory as in the forward pass, chunk by chunk.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_ffn_bwd, dense_ffn_fwd
+    >>> out, residuals = dense_ffn_fwd(np.array([2.0, -1.0]), np.eye(2), np.eye(2))
+    >>> dense_ffn_bwd(residuals, np.ones(2)).x
+    array([1., 0.])
+    """
+    if not isinstance(residuals, DenseFFNResiduals):
+        raise TypeError("residuals must come from dense_ffn_fwd, got " + type(residuals).__name__)
+    dout, workers = _check_dout(residuals, dout), check_workers(residuals.workers)
+    return _grads(residuals, dense.backward(residuals.call, residuals.schedule, workers, dout))
+
+
+def _check_dout(residuals: Residuals, dout: Array) -> Array:
+    """(1, T, V): the gradient of the output, checked."""
+    call, width = residuals.call, int(residuals.call.value.shape[-1])
+    dout = check_dout(call.query, (*residuals.lead, width), dout)
+    return call.xp.reshape(dout, (1, call.queries, width))
+
+
+def _grads(residuals: Residuals, grads: dict[str, Array]) -> FFNGrads:
+    """The gradients under the names and in the shapes of the layer's inputs."""
+    x, gate = grads["query"], grads.get("gate")
     return FFNGrads(
-        xp.reshape(x, (*lead, x.shape[-1])),
-        grads["key"],
-        grads["value"],
-        grads["key_bias"][:, 0] if "key_bias" in grads else None,
-        grads["value_bias"][0, :] if "value_bias" in grads else None,
-        grads.get("gate"),
+        residuals.call.xp.reshape(x, (*residuals.lead, x.shape[-1])),
+        grads["key"][0, ...],
+        grads["value"][0, ...],
+        grads["key_bias"][0, :, 0] if "key_bias" in grads else None,
+        grads["value_bias"][0, 0, :] if "value_bias" in grads else None,
+        None if gate is None else gate[0, ...],
     )

@@ -1,34 +1,25 @@
-"""What a call will hold, before it is made."""
+"""The memory that a call will hold, before it is made."""
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from topk_np._namespace import (
-    Array,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_same,
-    dtype_name,
-)
-from topk_np.chunking import Chunks, Sizes, plan_chunks
-from topk_np.inputs import SELECTS
-from topk_np.kernels import is_portable
-from topk_np.workers import Crew, check_workers
+from topk_np._namespace import Array, check_choice, check_flag, check_integer, dtype_name
+from topk_np.options.check import SELECTS, attention_call, ffn_call
+from topk_np.schedule.plan import Schedule, Workload, schedule_work
+from topk_np.schedule.threads import WorkerTeam, check_workers
 
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a top-k call is cut, and the bytes it holds beyond its inputs."""
+    """The pieces that a top-k call is cut into, and the bytes it holds beyond its inputs."""
 
     chunk_size: int
     """Queries of a chunk in the forward pass."""
@@ -79,7 +70,7 @@ def plan(
     workers: int | Executor | None = None,
 ) -> Plan:
     """
-    How `topk_attention` or `topk_ffn` will cut its work, and what it will hold.
+    Predict how `topk_attention` or `topk_ffn` cuts its work, and the memory that it holds.
 
     Parameters
     ----------
@@ -126,8 +117,6 @@ def plan(
     -----
     What further options hold is not counted: with `p` let `k` be `max_k`, with `always_keep` add
     its keys to `k`. Dropout, a `T5Bias`, a bias function and `p` make the call's chunks smaller.
-    Where heads are short, the plan is that of attention without options that go head by head;
-    others, and feed-forward layers, may hold twice as much there.
 
     Examples
     --------
@@ -141,96 +130,68 @@ def plan(
     shapes = [_shape(name, array) for name, array in given.items()]
     if dtype is None:
         dtype = dtype_name(query) if hasattr(query, "dtype") else "float32"
-    k = check_integer("k", k, least=1)
     check_choice("dtype", dtype, tuple(ITEMSIZES))
-    check_same("key's last axis", shapes[1][-1], "query's", shapes[0][-1])
-    check_same("value's second last axis", shapes[2][-2], "key's", shapes[1][-2])
-    try:
-        batch = np.broadcast_shapes(*(shape[:-2] for shape in shapes))
-    except ValueError:
-        raise ValueError(
-            f"the leading axes of query, key and value must broadcast, got {shapes}"
-        ) from None
-    (queries, width), (keys, value_width) = shapes[0][-2:], shapes[2][-2:]
-    gated = check_flag("gate", gate)
-    by_score = check_choice("select", select, SELECTS) == "score"
-    stored, heads = ITEMSIZES[dtype], math.prod(batch)
-    shared = any(shape[:-2] != batch for shape in shapes)
-    on_numpy = isinstance(query, (tuple, np.ndarray)) and not is_portable(np)
-    sizes = Sizes(
-        heads=heads,
-        queries=queries,
-        keys=keys,
-        width=width + value_width,
-        slots=min(k, keys),
-        itemsize=max(stored, 4),
-        score_matrices=1 + 4 * (not by_score),
-        narrow=stored < 4,
-        copied=stored < 4,
-        masked=check_flag("mask", mask),
-        on_device=array_api_compat.is_cupy_array(query),
-        stackable=on_numpy and by_score and not gated and not (stored < 4 and shared),
-    )
-    chunks = plan_chunks(sizes, chunk_size, memory_budget)
-    crew = Crew(check_workers(workers))
-    threads, wave = (min(most, sizes.tasks) for most in (crew.threads, crew.wave))
-
-    summed = [*shapes, *shapes[1:2][:gated]]  # the gate has the shape of the keys
-    grads = sum(map(math.prod, summed))
-    if chunks.short:
-        copied = [shape for shape in shapes if sizes.narrow or shape[:-2] != batch]
-        copies = sum(math.prod(shape[-2:]) for shape in copied) * sizes.itemsize
-        forward, backward = _short_scratch(sizes, chunks, threads, copies)
+    check_choice("select", select, SELECTS)
+    gated, masked = check_flag("gate", gate), check_flag("mask", mask)
+    arrays = [_stand_in(array, shape, dtype) for array, shape in zip(given.values(), shapes, strict=True)]
+    attention = not gated and select == "score"
+    if attention:
+        call = attention_call(*arrays, (k, None, None))
     else:
-        forward, backward = _scratch(sizes, chunks, threads, wave)
-        if sizes.narrow:
-            backward += _wide_sums(summed, chunks, wave) * sizes.itemsize
+        call = ffn_call(*arrays, (k,), "relu", None, None, arrays[1] if gated else None, select)
+    work = Workload.of(call)
+    work = replace(work, masked=masked, copied=work.narrow)
+    schedule = schedule_work(work, chunk_size, memory_budget, call.ops.THREADS)
+    team = WorkerTeam(schedule.threads(check_workers(workers)))
+    threads, in_flight = (min(most, work.tasks) for most in (team.threads, team.in_flight))
+
+    forward, backward = _scratch(work, schedule, threads, in_flight)
+    summed = [array.shape for array in call.inputs.values()]
+    if work.narrow:
+        backward += _wide_sums(work, schedule, summed, in_flight) * work.itemsize
+    stored, rows = ITEMSIZES[dtype], work.heads * work.queries
     return Plan(
-        chunks.queries,
-        chunks.keys,
-        chunks.backward_queries,
-        out_bytes=heads * queries * value_width * stored,
-        residual_bytes=heads * queries * sizes.slots * ((1 + gated) * sizes.itemsize + 4),
-        grad_bytes=grads * stored,
+        schedule.chunk_size,
+        schedule.key_block,
+        schedule.backward_chunk_size,
+        out_bytes=rows * shapes[2][-1] * stored,
+        residual_bytes=rows * work.slots * ((1 + gated) * work.itemsize + 4),
+        grad_bytes=sum(map(math.prod, summed)) * stored,
         forward_scratch=forward,
         backward_scratch=backward,
     )
 
 
-def _scratch(sizes: Sizes, chunks: Chunks, threads: int, wave: int) -> tuple[int, int]:
+def _stand_in(given: Any, shape: tuple[int, ...], dtype: str) -> Array:
+    """The array itself, or one of that shape and dtype that takes no memory."""
+    if hasattr(given, "dtype") and dtype_name(given) == dtype:
+        return given
+    stand_in = "float16" if ITEMSIZES[dtype] == 2 else dtype  # bfloat16 is no dtype of NumPy's own
+    return np.broadcast_to(np.zeros((), stand_in), shape)
+
+
+def _scratch(
+    work: Workload, schedule: Schedule, threads: int, in_flight: int
+) -> tuple[int, int]:
     """What the tasks of the forward and of the backward pass hold at once."""
-    stacked = sizes.stacked_bytes(chunks.heads) // 2
-    rows, backward_rows = chunks.heads * chunks.queries, chunks.heads * chunks.backward_queries
-    held = sizes.held_bytes(backward_rows) + stacked
-    busy = sizes.backward_bytes(backward_rows) - sizes.held_bytes(backward_rows) + stacked
-    forward = sizes.forward_bytes(rows, chunks.keys) + stacked // 2
+    stack, heads = work.stack_bytes(schedule.heads), schedule.heads
+    rows = heads * schedule.backward_chunk_size
+    held = work.held_bytes(rows)
+    busy = work.backward_bytes(rows) - held + stack
+    forward = work.forward_bytes(heads * schedule.chunk_size, schedule.key_block) + stack // 4
+    tasks, backward_tasks = len(schedule.chunks()), len(schedule.backward_chunks())
     return (
-        _at_once(sizes, chunks, chunks.queries, threads) * forward,
-        _at_once(sizes, chunks, chunks.backward_queries, wave) * held
-        + _at_once(sizes, chunks, chunks.backward_queries, threads) * busy,
+        min(threads, tasks) * forward,
+        min(in_flight, backward_tasks) * held + min(threads, backward_tasks) * busy,
     )
 
 
-def _short_scratch(sizes: Sizes, chunks: Chunks, threads: int, copies: int) -> tuple[int, int]:
-    """The same for stacks of short heads, of each of which `copies` bytes are copied."""
-    copies *= chunks.heads
-    busy, held = (_at_once(sizes, chunks, sizes.queries, most) for most in (threads, sizes.tasks))
-    added = 0 if sizes.narrow else held * copies  # where heads share an input; halves never do
-    return (
-        busy * (sizes.short_forward_bytes(chunks.heads) + copies),
-        busy * (sizes.short_backward_bytes(chunks.heads) + copies) + added,
-    )
-
-
-def _at_once(sizes: Sizes, chunks: Chunks, rows: int, most: int) -> int:
-    """How many tasks of so many rows of each head there are at once, of at most so many."""
-    return min(most, -(-sizes.heads // chunks.heads) * -(-sizes.queries // rows))
-
-
-def _wide_sums(shapes: list[tuple[int, ...]], chunks: Chunks, tasks: int) -> int:
+def _wide_sums(
+    work: Workload, schedule: Schedule, shapes: list[tuple[int, ...]], tasks: int
+) -> int:
     """Numbers in the sums of those heads that a wave of tasks adds to, and those not finished."""
-    tasks_of_head = -(-shapes[0][-2] // chunks.backward_queries)
-    heads = -(-tasks * chunks.heads // max(tasks_of_head, 1)) + 1
+    tasks_of_head = -(-work.queries // schedule.backward_chunk_size)
+    heads = -(-tasks * schedule.heads // max(tasks_of_head, 1)) + 1
     return sum(min(heads, math.prod(shape[:-2])) * math.prod(shape[-2:]) for shape in shapes)
 
 

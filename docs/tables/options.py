@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import topk_np
-from topk_np.options import AttentionOptions
+from topk_np.options.check import AttentionOptions
 
 PAGE = Path(__file__).parents[1] / "options.md"
 LENGTH, WIDTH = 6, 4

@@ -7,10 +7,9 @@ from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
 from topk_np.baselines.features import PositiveFeatures
-from topk_np.baselines.heads import LinearProblem, linear_problem
+from topk_np.baselines.heads import LinearCall, linear_call
 from topk_np.baselines.options import LinearOptions
-from topk_np.inputs import check_dout
-from topk_np.options import spell_out
+from topk_np.options.check import check_dout, spell_out
 
 FEATURES = 256
 
@@ -27,12 +26,12 @@ class PerformerGrads(NamedTuple):
 class PerformerResiduals:
     """What `performer_attention_bwd` needs: the inputs and the random vectors."""
 
-    problem: LinearProblem
+    call: LinearCall
 
     @property
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs: of the random vectors."""
-        return self.problem.nbytes
+        return self.call.nbytes
 
 
 @spell_out(LinearOptions)
@@ -135,7 +134,7 @@ def performer_attention(
     0.010
     0.002
     """
-    return _problem(query, key, value, **options).forward()
+    return _call(query, key, value, **options).forward()
 
 
 @spell_out(LinearOptions)
@@ -166,8 +165,8 @@ def performer_attention_fwd(
     >>> residuals.nbytes == 8 * 4 * 8
     True
     """
-    problem = _problem(query, key, value, **options)
-    return problem.forward(), PerformerResiduals(problem)
+    call = _call(query, key, value, **options)
+    return call.forward(), PerformerResiduals(call)
 
 
 def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> PerformerGrads:
@@ -212,15 +211,15 @@ def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> Pe
         raise TypeError(
             "residuals must come from performer_attention_fwd, got " + type(residuals).__name__
         )
-    attention = residuals.problem.attention
+    attention = residuals.call.attention
     dout = check_dout(attention.query, attention.out_shape, dout)
-    return PerformerGrads(**residuals.problem.backward(dout))
+    return PerformerGrads(**residuals.call.backward(dout))
 
 
-def _problem(
+def _call(
     query: Array, key: Array, value: Array, **options: Unpack[LinearOptions]
-) -> LinearProblem:
-    return linear_problem(
+) -> LinearCall:
+    return linear_call(
         query,
         key,
         value,

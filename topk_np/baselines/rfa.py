@@ -7,10 +7,9 @@ from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
 from topk_np.baselines.features import TrigonometricFeatures
-from topk_np.baselines.heads import LinearProblem, linear_problem
+from topk_np.baselines.heads import LinearCall, linear_call
 from topk_np.baselines.options import LinearOptions
-from topk_np.inputs import check_dout
-from topk_np.options import spell_out
+from topk_np.options.check import check_dout, spell_out
 
 FEATURES = 128
 EPSILON = 1e-2
@@ -29,12 +28,12 @@ class RFAGrads(NamedTuple):
 class RFAResiduals:
     """What `rfa_attention_bwd` needs: the inputs and the random vectors."""
 
-    problem: LinearProblem
+    call: LinearCall
 
     @property
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs: of the random vectors."""
-        return self.problem.nbytes
+        return self.call.nbytes
 
 
 @spell_out(LinearOptions)
@@ -138,7 +137,7 @@ def rfa_attention(
     >>> rfa_attention(key, key, value, is_causal=True, gate=gate)[:, 0].round(3)
     array([0.   , 0.667, 1.429, 2.267])
     """
-    return _problem(query, key, value, gate=gate, **options).forward()
+    return _call(query, key, value, gate=gate, **options).forward()
 
 
 @spell_out(LinearOptions)
@@ -171,8 +170,8 @@ def rfa_attention_fwd(
     >>> residuals.nbytes == 8 * 4 * 8
     True
     """
-    problem = _problem(query, key, value, gate=gate, **options)
-    return problem.forward(), RFAResiduals(problem)
+    call = _call(query, key, value, gate=gate, **options)
+    return call.forward(), RFAResiduals(call)
 
 
 def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
@@ -217,24 +216,24 @@ def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
         raise TypeError(
             "residuals must come from rfa_attention_fwd, got " + type(residuals).__name__
         )
-    attention = residuals.problem.attention
+    attention = residuals.call.attention
     dout = check_dout(attention.query, attention.out_shape, dout)
-    grads = residuals.problem.backward(dout)
+    grads = residuals.call.backward(dout)
     gate = grads.pop("gate", None)
     return RFAGrads(**grads, gate=None if gate is None else gate[..., 0])
 
 
-def _problem(
+def _call(
     query: Array,
     key: Array,
     value: Array,
     *,
     gate: Array | None,
     **options: Unpack[LinearOptions],
-) -> LinearProblem:
+) -> LinearCall:
     if options.get("scale") is None:
         options["scale"] = 1.0
-    return linear_problem(
+    return linear_call(
         query,
         key,
         value,

@@ -22,8 +22,8 @@ import numpy as np
 from topk_np.bench.alone import peak_memory, run_process
 from topk_np.bench.measure import Tick
 from topk_np.bench.sweep import Limits
-from topk_np.chunking import DEFAULT_MEMORY_BUDGET
 from topk_np.layers import BlockConfig, encoder_block_bwd, encoder_block_fwd
+from topk_np.schedule.plan import DEFAULT_MEMORY_BUDGET
 
 MEBI = 2**20
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -12,7 +12,7 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 from topk_np import __version__
-from topk_np.workers import available_cores
+from topk_np.schedule.threads import available_cores
 
 Machine = dict[str, Any]
 

@@ -25,7 +25,7 @@ from topk_np.models.decode import generate
 from topk_np.models.llama import forward, logits
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
-from topk_np.workers import Crew
+from topk_np.schedule.threads import WorkerTeam
 
 PACKAGED = "smollm2"
 READ, LONG = 1024, 8192  # tokens
@@ -95,7 +95,7 @@ def reading(model: Llama, peer: Any, tokens: np.ndarray, repeats: int, tick: Tic
     """The time of the CPU in which the model reads a text, over the peer's."""
 
     def ours() -> np.ndarray:
-        with Crew(1):  # BLAS has one thread too
+        with WorkerTeam(1):  # BLAS has one thread too
             return np.asarray(forward(model, tokens, workers=1))
 
     runs: dict[str, Callable[[], Any]] = {f"read, {label(model)}": ours}

@@ -16,7 +16,7 @@ from topk_np.bench import step
 from topk_np.bench.cases import ATTENTION, BOTH, FORWARD, KINDS, MODES, STEP, Case, Inputs
 from topk_np.bench.runs import Runs
 from topk_np.kernels import numpy as kernels
-from topk_np.workers import Crew, available_cores
+from topk_np.schedule.threads import WorkerTeam, available_cores
 
 DENSE_CHUNK = 1024
 GEMM_QUERIES, GEMM_KEYS = 256, 4096
@@ -167,7 +167,7 @@ def _gemm(case: Case, inputs: Inputs) -> Runs:
     query, key = inputs.query, inputs.key
 
     def forward() -> list[float]:
-        with Crew(available_cores()) as crew:
+        with WorkerTeam(available_cores()) as crew:
 
             def work(block: tuple[int, int]) -> float:
                 head, first = block
@@ -175,9 +175,9 @@ def _gemm(case: Case, inputs: Inputs) -> Runs:
                 seen = first + len(rows) if case.causal else case.keys
                 for start in range(0, seen, GEMM_KEYS):
                     keys = key[head, start : min(start + GEMM_KEYS, seen)]
-                    scratch = crew.scratch.matrix("scores", len(rows), len(keys), rows.dtype)
-                    scores = kernels.matmul(rows, keys, scratch)
-                return float(scores[-1, -1])
+                    given = rows[None], keys[None], 1.0
+                    scores = kernels.product(*given, crew.scratch, "scores")
+                return float(scores[0, -1, -1])
 
             starts = range(0, case.queries, GEMM_QUERIES)
             return crew.map(work, [(head, first) for head in range(case.heads) for first in starts])

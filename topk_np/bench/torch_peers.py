@@ -9,7 +9,7 @@ import torch
 
 from topk_np.bench.cases import ATTENTION, Case, Inputs
 from topk_np.bench.runs import Runs
-from topk_np.workers import available_cores
+from topk_np.schedule.threads import available_cores
 
 PAPER_CHUNK = 1024  # queries, as in the paper's experiments
 GATHER_CHUNK = 256

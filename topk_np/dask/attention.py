@@ -22,8 +22,8 @@ from topk_np.dask.inputs import (
     chunked_alike,
     stand_in,
 )
-from topk_np.inputs import attention_problem
-from topk_np.masking import check_window
+from topk_np.options.check import attention_call
+from topk_np.options.masks import check_window
 
 
 class AttentionGrads(NamedTuple):
@@ -160,19 +160,20 @@ def topk_attention_fwd(
     """
     check_inputs(query, key, value)
     mask = None if mask is None else check_mask(mask)
-    problem = attention_problem(
+    offset = None if query_offset is None else check_integer("query_offset", query_offset)
+    call = attention_call(
         *(stand_in(array) for array in (query, key, value)),
         mask=None if mask is None else stand_in(mask),
         is_causal=is_causal,
-        query_offset=None if query_offset is None else check_integer("query_offset", query_offset),
+        query_offset=offset,
         window=window,
         scale=scale,
         softcap=softcap,
     )
     slots = min(check_integer("k", k, least=1), key.shape[-2])
-    offset = problem.positions.first((), slice(0, 1))
+    offset = offset or 0
     left, right = check_window(window)
-    how = {"is_causal": is_causal, "window": window, "scale": problem.scale, "softcap": softcap}
+    how = {"is_causal": is_causal, "window": window, "scale": call.scale, "softcap": softcap}
     query, key, value = chunked_alike(query, key, value)
     masks = None if mask is None else blocks_of_pairs(mask, query, key)
     inputs = Grid.of(query), Grid.of(key), Grid.of(value)
@@ -201,7 +202,7 @@ def topk_attention_fwd(
         value,
         inputs[0].assemble({at: one[0] for at, one in kept.items()}, (slots,), dtype),
         inputs[0].assemble({at: one[1] for at, one in kept.items()}, (slots,), np.int64),
-        problem.scale,
+        call.scale,
         softcap,
         meets,
     )

@@ -8,15 +8,14 @@ among all keys. The best of a union is the best of the bests, so blocks of keys 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from topk_np._namespace import compute_dtype
 from topk_np.attention import topk_attention_fwd
-from topk_np.kernels.numpy import softmax, softmax_vjp
-from topk_np.rowsparse import gather_matmul, sampled_matmul, scatter_matmul
+from topk_np.kernels import numpy as ops
 from topk_np.selection import top_k
 
 Block = np.ndarray[Any, Any]
@@ -63,53 +62,52 @@ def merge(parts: Sequence[Best]) -> Best:
 
 def weights_of(best: Best) -> Block:
     """The softmax (..., C, K) of what was kept."""
-    return _each_head(softmax, best.scores)
+    return ops.softmax(best.scores)
 
 
-def within(best: Best, matrix: Block, first: int, count: int) -> tuple[Block, Block, Block]:
-    """A (..., C, K) matrix of slots with those of some keys in front: it, their places, counts."""
+def within(best: Best, matrix: Block, first: int, count: int) -> tuple[Block, Block]:
+    """A (..., C, K) matrix of slots with those of some keys in front: it, and their places."""
     inside = (best.indices >= first) & (best.indices < first + count)
     front = np.argsort(~inside, axis=-1, kind="stable")
-    indices = np.take_along_axis(best.indices - first, front, axis=-1).astype(np.int32)
-    return (
-        np.take_along_axis(matrix, front, axis=-1),
-        indices,
-        np.count_nonzero(inside, axis=-1).astype(np.int32),
-    )
+    indices = np.take_along_axis(np.where(inside, best.indices - first, -1), front, axis=-1)
+    return np.take_along_axis(matrix, front, axis=-1), indices.astype(np.int32)
 
 
 def gather(weights: Block, best: Best, rows: Block, first: int) -> Block:
     """(..., C, V): the kept weights times `rows` (..., n, V), those of one block of keys."""
-    dtype = compute_dtype(np, rows)
-    return _each_head(
-        gather_matmul, *within(best, weights, first, rows.shape[-2]), rows.astype(dtype, copy=False)
-    )
+    rows = rows.astype(compute_dtype(np, rows), copy=False)
+    stacks = map(_stack, (*within(best, weights, first, rows.shape[-2]), rows))
+    weights, indices, values = stacks
+    out = ops.gather_matmul(weights, ops.pattern(indices, values.shape[1]), values)
+    return out.reshape(*rows.shape[:-2], *out.shape[1:])
 
 
 def sample(rows: Block, values: Block, best: Best, first: int) -> Block:
     """(..., C, K): ``rows . values`` (..., n, V) in the slots of that block of keys, else 0."""
     dtype = compute_dtype(np, rows)
     inside = (best.indices >= first) & (best.indices < first + values.shape[-2])
-    _, indices, counts = within(best, best.scores, first, values.shape[-2])
-    found = _each_head(
-        sampled_matmul, rows.astype(dtype), values.astype(dtype, copy=False), indices, counts
-    )
+    _, indices = within(best, best.scores, first, values.shape[-2])
+    given = rows.astype(dtype, copy=False), values.astype(dtype, copy=False)
+    pattern = ops.pattern(_stack(indices), values.shape[-2])
+    found = ops.sampled_matmul(*map(_stack, given), pattern).reshape(indices.shape)
     out = np.zeros(best.scores.shape, dtype)
     # Slots of the block stand together, in order: they go back to where they came from.
-    out[inside] = found[np.arange(found.shape[-1]) < counts[..., None]]
+    out[inside] = found[indices >= 0]
     return out
 
 
 def scatter(weights: Block, best: Best, rows: Block, first: int, count: int) -> Block:
     """(..., count, D): the transposed kept weights times `rows`, for one block of keys."""
     rows = rows.astype(weights.dtype, copy=False)
-    zeros = np.zeros((*rows.shape[:-2], count, rows.shape[-1]), weights.dtype)
-    return _each_head(scatter_matmul, *within(best, weights, first, count), rows, zeros)
+    front, indices = map(_stack, within(best, weights, first, count))
+    out = np.zeros((front.shape[0], count, rows.shape[-1]), weights.dtype)
+    out = ops.scatter_matmul(front, ops.pattern(indices, count), _stack(rows), out)
+    return out.reshape(*rows.shape[:-2], *out.shape[1:])
 
 
 def scores_vjp(best: Best, weights: Block, dweights: Block, softcap: float | None) -> Block:
     """The gradient (..., C, K) with respect to the products of queries and keys, not scaled."""
-    dscores = _each_head(softmax_vjp, weights, dweights)
+    dscores = ops.softmax_vjp(weights, dweights)
     if softcap is not None:
         used = best.indices >= 0
         dscores = np.where(used, dscores * (1 - (best.scores / softcap) ** 2), 0)
@@ -121,12 +119,6 @@ def total(parts: Sequence[Block]) -> Block:
     return sum(parts[1:], start=parts[0])
 
 
-def _each_head(function: Callable[..., Block], *stacks: Block) -> Block:
-    """A function of the arrays of one head, for all heads."""
-    lead = stacks[0].shape[: stacks[0].ndim - 2]
-    flat = [stack.reshape(math.prod(lead), *stack.shape[len(lead) :]) for stack in stacks]
-    if 0 in lead:
-        one = function(*(np.zeros(stack.shape[1:], stack.dtype) for stack in flat))
-        return np.zeros((*lead, *one.shape), one.dtype)
-    done = [function(*head) for head in zip(*flat, strict=True)]
-    return np.stack(done).reshape(*lead, *done[0].shape)
+def _stack(blocks: Block) -> Block:
+    """(G, n, ·): the matrices of all heads."""
+    return blocks.reshape(math.prod(blocks.shape[:-2]), *blocks.shape[-2:])

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def check_inputs(*arrays: Any) -> None:
-    """Check query, key and value as far as `topk_np.inputs.attention_problem` does not."""
+    """Check query, key and value as far as `topk_np.options.check.attention_call` does not."""
     for name, array in zip(("query", "key", "value"), arrays, strict=True):
         check_array(name, array)
     query, key, value = arrays

@@ -5,13 +5,12 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import Unpack
 
-from topk_np._namespace import Array, Filled, cast, check_integer
+from topk_np._namespace import Array, cast, check_integer
 from topk_np.activations import softmax
+from topk_np.core.scores import visible
 from topk_np.diagnostics.chunks import each_chunk, set_aside
-from topk_np.inputs import attention_problem
-from topk_np.options import AttentionOptions, spell_out
-from topk_np.selection import select
-from topk_np.work import Task
+from topk_np.options.check import AttentionOptions, attention_call, spell_out
+from topk_np.options.chunk import Chunk
 
 
 @spell_out(AttentionOptions)
@@ -75,22 +74,21 @@ def error_bound(
     array([3.])
     """
     k = check_integer("k", k, least=1)
-    problem = attention_problem(query, key, value, **options)
-    xp = problem.xp
-    out = Filled(problem.zeros(*problem.batch, problem.queries))
+    call = attention_call(query, key, value, **options)
+    xp = call.xp
+    out = call.output(1)
 
-    def measure(task: Task, scores: Array) -> None:
-        (head,), rows = task
-        if scores.shape[1] == 0:
+    def measure(chunk: Chunk, scores: Array) -> None:
+        if scores.shape[2] == 0:
             return
-        (matrix,) = problem.part(task).matrices["value"]
-        matrix = cast(xp, matrix[problem.seen(task), :], problem.dtype)
-        norms = xp.linalg.vector_norm(matrix, axis=1)[None, :]
+        matrix = chunk.stack(call.value)[:, visible(call, chunk), :]
+        norms = xp.linalg.vector_norm(cast(xp, matrix, call.dtype), axis=2)[:, None, :]
         allowed = scores != -xp.inf
-        held, others = set_aside(problem, task, softmax(scores))
-        rest = 1 - (held + xp.sum(select(others, k).values, axis=1))
-        rest = xp.where((rest < 0) | ~xp.any(allowed, axis=1), 0.0, rest)  # rounding, or no keys
-        out[(*head, rows)] = 2 * rest * xp.max(xp.where(allowed, norms, 0.0), axis=1)
+        held, others = set_aside(call, chunk, softmax(scores, call.ops))
+        rest = 1 - (held + xp.sum(call.ops.select(others, k).values, axis=2))
+        rest = xp.where((rest < 0) | ~xp.any(allowed, axis=2), 0.0, rest)  # rounding, or no keys
+        bound = 2 * rest * xp.max(xp.where(allowed, norms, 0.0), axis=2)
+        out.put(chunk, bound[..., None])
 
-    each_chunk(problem, measure, chunk_size, memory_budget, workers)
-    return out.array
+    each_chunk(call, measure, chunk_size, memory_budget, workers)
+    return call.unfold(out.array)[..., 0]

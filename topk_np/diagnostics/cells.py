@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from topk_np.attention import TopKAttentionResiduals
-from topk_np.chunking import slices
 from topk_np.diagnostics.matrix import attention_csr, check_head
+from topk_np.schedule.plan import slices
 
 ROWS = 1024  # of a matrix that are added up at once
 
@@ -24,12 +24,12 @@ def matrices_of(
     how many there are.
     """
     if isinstance(attention, TopKAttentionResiduals):
-        problem = attention.problem
-        check_head(head, problem.batch)
-        rest = problem.batch[len(head) :]
+        call, batch = attention.call, attention.call.batch.lead
+        check_head(head, batch)
+        rest = batch[len(head) :]
         places = ((*head, *place) for place in np.ndindex(rest))
         matrices = (on_host(attention_csr(attention, head=place)) for place in places)
-        return matrices, (problem.queries, problem.keys), int(np.prod(rest))
+        return matrices, (call.queries, call.keys), int(np.prod(rest))
     if head != ():
         raise ValueError(f"head must be () unless residuals are given, got {head}")
     from scipy.sparse import issparse

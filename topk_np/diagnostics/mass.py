@@ -5,13 +5,11 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from typing import Unpack
 
-from topk_np._namespace import Array, Filled, check_integer, check_number, cumulative_sum
+from topk_np._namespace import Array, check_integer, check_number, cumulative_sum
 from topk_np.activations import softmax
 from topk_np.diagnostics.chunks import each_chunk, set_aside
-from topk_np.inputs import attention_problem
-from topk_np.options import AttentionOptions, spell_out
-from topk_np.selection import select
-from topk_np.work import Task
+from topk_np.options.check import AttentionOptions, attention_call, spell_out
+from topk_np.options.chunk import Chunk
 
 
 @spell_out(AttentionOptions)
@@ -73,20 +71,20 @@ def kept_mass(
     ks = [check_integer("k", one, least=1) for one in given]
     if not ks:
         raise ValueError("k must be an integer or a list of at least one, got an empty one")
-    problem = attention_problem(query, key, key, **options)
-    xp = problem.xp
-    out = Filled(problem.zeros(len(ks), *problem.batch, problem.queries))
+    call = attention_call(query, key, key, **options)
+    xp = call.xp
+    out = call.output(len(ks))
 
-    def measure(task: Task, scores: Array) -> None:
-        (head,), rows = task
-        held, others = set_aside(problem, task, softmax(scores))
+    def measure(chunk: Chunk, scores: Array) -> None:
+        held, others = set_aside(call, chunk, softmax(scores, call.ops))
         # softmax keeps the order of the scores, so the largest weights are those of the kept keys
-        best = xp.flip(xp.sort(select(others, max(ks)).values, axis=1), axis=1)
-        for i, one in enumerate(ks):
-            out[(i, *head, rows)] = held + xp.sum(best[:, : min(one, best.shape[1])], axis=1)
+        best = xp.flip(xp.sort(call.ops.select(others, max(ks)).values, axis=2), axis=2)
+        shares = [xp.sum(best[..., : min(one, best.shape[2])], axis=2) for one in ks]
+        out.put(chunk, xp.stack([held + share for share in shares], axis=2))
 
-    each_chunk(problem, measure, chunk_size, memory_budget, workers)
-    return out.array if given is k else out.array[0, ...]
+    each_chunk(call, measure, chunk_size, memory_budget, workers)
+    mass = xp.moveaxis(call.unfold(out.array), -1, 0)
+    return mass if given is k else mass[0, ...]
 
 
 @spell_out(AttentionOptions)
@@ -144,20 +142,20 @@ def keys_for_mass(
     mass = check_number("mass", mass)
     if not 0 < mass <= 1:
         raise ValueError(f"mass must be above 0 and at most 1, got {mass}")
-    problem = attention_problem(query, key, key, **options)
-    xp = problem.xp
-    out = Filled(problem.zeros(*problem.batch, problem.queries, dtype=xp.int64))
+    call = attention_call(query, key, key, **options)
+    xp = call.xp
+    out = call.output(1, xp.int64)
 
-    def measure(task: Task, scores: Array) -> None:
-        (head,), rows = task
-        weights = softmax(scores)
-        held, others = set_aside(problem, task, weights)
-        falling = xp.flip(xp.sort(others, axis=1), axis=1)
-        sums = held[:, None] + cumulative_sum(xp, falling)
-        short = xp.sum(xp.astype(sums < mass, xp.int64), axis=1) + xp.astype(held < mass, xp.int64)
+    def measure(chunk: Chunk, scores: Array) -> None:
+        weights = softmax(scores, call.ops)
+        held, others = set_aside(call, chunk, weights)
+        falling = xp.flip(xp.sort(others, axis=2), axis=2)
+        sums = held[..., None] + cumulative_sum(xp, falling)
+        short = xp.sum(xp.astype(sums < mass, xp.int64), axis=2) + xp.astype(held < mass, xp.int64)
         # All sums may end just below 1; no more keys than have a weight.
-        fewest = xp.minimum(short, xp.sum(xp.astype(others > 0, xp.int64), axis=1))
-        out[(*head, rows)] = xp.where(xp.any(xp.isnan(weights), axis=1), -1, fewest)
+        fewest = xp.minimum(short, xp.sum(xp.astype(others > 0, xp.int64), axis=2))
+        fewest = xp.where(xp.any(xp.isnan(weights), axis=2), -1, fewest)
+        out.put(chunk, fewest[..., None])
 
-    each_chunk(problem, measure, chunk_size, memory_budget, workers)
-    return out.array
+    each_chunk(call, measure, chunk_size, memory_budget, workers)
+    return call.unfold(out.array)[..., 0]

@@ -7,7 +7,7 @@ from typing import Any
 from topk_np._namespace import Namespace, check_integer, is_cupy, is_numpy
 from topk_np.activations import softmax
 from topk_np.attention import TopKAttentionResiduals
-from topk_np.positions import Head
+from topk_np.options.chunk import Shape
 
 
 def attention_csr(residuals: TopKAttentionResiduals, /, *, head: tuple[int, ...] = ()) -> Any:
@@ -54,20 +54,20 @@ def attention_csr(residuals: TopKAttentionResiduals, /, *, head: tuple[int, ...]
         raise TypeError(
             f"residuals must come from topk_attention_fwd, got {type(residuals).__name__}"
         )
-    problem = residuals.problem
-    xp = problem.xp
+    call, batch = residuals.call, residuals.call.batch.lead
+    xp = call.xp
     if not (is_numpy(xp) or is_cupy(xp)):
         raise TypeError(f"residuals must be of NumPy or CuPy arrays, got {xp.__name__}")
-    check_head(head, problem.batch)
-    if len(head) != len(problem.batch):
-        raise ValueError(f"head must be a place in the leading axes {problem.batch}, got {head}")
+    check_head(head, batch)
+    if len(head) != len(batch):
+        raise ValueError(f"head must be a place in the leading axes {batch}, got {head}")
 
     indices, scores = residuals.indices[head], residuals.scores[head]
     used = indices >= 0
-    starts = xp.zeros(problem.queries + 1, dtype=xp.int64)
+    starts = xp.zeros(call.queries + 1, dtype=xp.int64)
     starts[1:] = xp.cumsum(xp.sum(used, axis=1))
-    shape = problem.queries, problem.keys
-    return _csr_class(xp)((softmax(scores)[used], indices[used], starts), shape=shape)
+    weights = softmax(scores[None], call.ops)[0]
+    return _csr_class(xp)((weights[used], indices[used], starts), shape=(call.queries, call.keys))
 
 
 def _csr_class(xp: Namespace) -> Any:
@@ -80,7 +80,7 @@ def _csr_class(xp: Namespace) -> Any:
     return csr_matrix
 
 
-def check_head(head: Any, batch: Head) -> None:
+def check_head(head: Any, batch: Shape) -> None:
     """Check that `head` has indices for some of the first leading axes."""
     if not isinstance(head, tuple):
         raise TypeError(f"head must be a tuple of integers, got {type(head).__name__}")

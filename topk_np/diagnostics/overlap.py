@@ -16,7 +16,7 @@ from topk_np._namespace import (
     namespace_of,
     plain,
 )
-from topk_np.chunking import slices
+from topk_np.schedule.plan import slices
 
 CHUNK = 2**17  # indices that are compared at once
 

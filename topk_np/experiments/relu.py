@@ -15,6 +15,7 @@ from topk_np.experiments.plots import columns, curves, dense_line
 from topk_np.experiments.settings import describe
 from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import digest
+from topk_np.schedule.threads import WorkerTeam
 from topk_np.tasks import Examples
 from topk_np.training.classifier import Classifier, classifier_fwd
 from topk_np.training.command import FOLDER, make_model, make_task, run
@@ -24,7 +25,6 @@ from topk_np.training.records import CHECKPOINT, State, load_settings, load_stat
 from topk_np.training.settings import Settings, TrainError
 from topk_np.training.steps import evaluate
 from topk_np.training.trees import Tree, flatten
-from topk_np.workers import Crew
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def measure(
 def active_units(model: Classifier, params: Tree, examples: Examples, /) -> list[np.ndarray]:
     """For each layer and each token that is no padding, how many units are above zero."""
     whole = replace(model.block, ffn_k=model.hidden, recompute=False)  # keeps all scores
-    with Crew(1):
+    with WorkerTeam(1):
         _, residuals = classifier_fwd(
             examples.tokens, params, replace(model, block=whole), lengths=examples.lengths
         )

@@ -19,8 +19,8 @@ from topk_np.finetuning.steps import FineTuning, make_adapter, read
 from topk_np.finetuning.texts import Texts, read_texts
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
+from topk_np.schedule.threads import WorkerTeam
 from topk_np.training.records import State
-from topk_np.workers import Crew
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def measure(
     work = FineTuning(model, adapter, texts, training)
     before, losses = perplexity(model, setting), []
     state = State.first(adapter.params, averaged=False)
-    with Crew(1):  # see `topk_np.training.loop.train`
+    with WorkerTeam(1):  # see `topk_np.training.loop.train`
         for _ in range(STEPS):
             state, measured = work.step(state)
             losses.append(round(measured.loss, 4))

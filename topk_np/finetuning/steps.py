@@ -14,13 +14,13 @@ from topk_np.models.adapter import MATRICES, Adapter
 from topk_np.models.llama import forward, loss_bwd, loss_fwd
 from topk_np.models.llama_blocks import Llama
 from topk_np.models.scoring import next_tokens
+from topk_np.schedule.threads import WorkerTeam
 from topk_np.training.adamw import adamw
 from topk_np.training.clipping import clip_by_global_norm
 from topk_np.training.loop import Measured
 from topk_np.training.records import State
 from topk_np.training.schedules import constant
 from topk_np.training.trees import tree_map
-from topk_np.workers import Crew
 
 
 def make_adapter(model: Llama, settings: Settings) -> Adapter:
@@ -99,7 +99,7 @@ class Reading(NamedTuple):
 def read(model: Llama, texts: np.ndarray, tick: Callable[[], object] = lambda: None, /) -> Reading:
     """Read texts (., Q) one by one; `tick` is called after each."""
     losses, hits = [], []
-    with Crew(1):  # see `train`
+    with WorkerTeam(1):  # see `train`
         for tokens in texts:
             seen = next_tokens(model, forward(model, tokens), tokens)
             losses.append(np.mean(seen.loss, dtype=np.float64))

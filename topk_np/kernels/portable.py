@@ -194,7 +194,7 @@ def masked_matmul(weights: Array, scores: Array, values: Array) -> Array:
 
 
 def zero_hidden(matrix: Array, scores: Array) -> Array:
-    """`matrix` (G, C, n), but 0 where the score is -inf."""
+    """`matrix` (G, C, n), but 0 where the score is -inf; other engines may leave what is finite."""
     xp = array_namespace(matrix)
     return xp.where(scores == -xp.inf, 0.0, matrix)
 

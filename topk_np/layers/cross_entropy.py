@@ -24,9 +24,9 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.activations import logsumexp
-from topk_np.inputs import check_dout
 from topk_np.kernels import engine
 from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.options.check import check_dout
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,8 +205,9 @@ def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) 
     if smoothing > 0:
         drows -= smoothing / logits.shape[-1]
     share = xp.full(targets.shape, smoothing - 1, dtype=dtype, device=where)
-    slots = xp.ones((rows.shape[0],), dtype=xp.int32, device=where)
-    drows = engine(xp).add_slots(share, targets, slots, drows)
+    ops = engine(xp)
+    pattern = ops.pattern(targets[None, ...], logits.shape[-1])
+    drows = ops.add_slots(share[None, ...], pattern, drows[None, ...])[0, ...]
     drows *= scale / _number(counts, dtype)
     drows = xp.where(counts, drows, 0.0)
     return xp.reshape(cast(xp, drows, logits.dtype), logits.shape)

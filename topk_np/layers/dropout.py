@@ -11,17 +11,17 @@ from array_api_compat import device
 
 from topk_np._namespace import (
     Array,
-    Filled,
     array_namespace,
     cast,
     check_floats,
     check_integer,
     compute_dtype,
     plain,
+    put,
 )
-from topk_np.dropout import Dropout, make_dropout, signed, threefry
-from topk_np.inputs import check_dout
 from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.options.check import check_dout
+from topk_np.options.dropout import Dropout, make_dropout, signed, threefry
 
 DRAWN = 2**14  # random numbers made at once, which fit the cache
 LEVELS = 2**16  # a draw has 16 bits: four of them come from one number of the generator
@@ -202,11 +202,11 @@ def _thin(x: Array, drop: Dropout | None) -> Array:
     enlarge = LEVELS / (LEVELS - level)
     dtype = compute_dtype(xp, x)
     rows = as_rows(x if x.ndim else xp.reshape(x, (1, 1)))
-    out = Filled(xp.empty(rows.shape, dtype=x.dtype, device=device(x)))
+    out = xp.empty(rows.shape, dtype=x.dtype, device=device(x))
     for block, kept in _kept_rows(xp, drop.seed, level, rows):
         piece = cast(xp, rows[block, :], dtype) * enlarge
-        out[block, slice(None)] = cast(xp, xp.where(kept, piece, 0.0), x.dtype)
-    return xp.reshape(out.array, x.shape)
+        out = put(out, (block, slice(None)), cast(xp, xp.where(kept, piece, 0.0), x.dtype))
+    return xp.reshape(out, x.shape)
 
 
 def _kept_rows(xp: Any, seed: int, level: int, rows: Array) -> Iterator[tuple[slice, Array]]:

@@ -19,9 +19,9 @@ from topk_np._namespace import (
     namespace_of,
     plain,
 )
-from topk_np.inputs import check_dout
 from topk_np.kernels import engine
 from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.options.check import check_dout
 
 SCATTERED = 2**22  # entries of a matrix (tokens, T), which some engines make to add up rows
 
@@ -160,16 +160,16 @@ def embedding_bwd(residuals: EmbeddingResiduals, dout: Array, /) -> Array:
     dtype, where = compute_dtype(xp, table), device(table)
     drows = as_rows(cast(xp, dout, dtype))
     indices = xp.astype(xp.reshape(tokens, (drows.shape[0], 1)), xp.int32)
-    dtable = xp.zeros(table.shape, dtype=dtype, device=where)
+    ops, dtable = engine(xp), xp.zeros((1, *table.shape), dtype=dtype, device=where)
     # The table's gradient is a matrix with a single 1 in each row, transposed, times `drows`.
     size = max(1, SCATTERED // max(1, table.shape[0]))
     for start in range(0, drows.shape[0], size):
         rows = slice(start, min(start + size, drows.shape[0]))
         index, drow = indices[rows, :], drows[rows, :]
         weights = xp.ones(index.shape, dtype=dtype, device=where)
-        counts = xp.ones((index.shape[0],), dtype=xp.int32, device=where)
-        dtable = engine(xp).scatter_matmul(weights, index, counts, drow, dtable)
-    return cast(xp, dtable, table.dtype)
+        pattern = ops.pattern(index[None, ...], table.shape[0])
+        dtable = ops.scatter_matmul(weights[None, ...], pattern, drow[None, ...], dtable)
+    return cast(xp, dtable[0, ...], table.dtype)
 
 
 def check_indices(xp: Namespace, name: str, indices: Array, size: int) -> None:

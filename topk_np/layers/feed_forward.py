@@ -6,10 +6,19 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, check_choice
-from topk_np.dense.ffn import DenseFFNResiduals, dense_ffn, dense_ffn_bwd, dense_ffn_fwd
-from topk_np.ffn import FFNGrads, TopKFFNResiduals, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
-from topk_np.inputs import SELECTS
+from topk_np.ffn import (
+    DenseFFNResiduals,
+    FFNGrads,
+    TopKFFNResiduals,
+    dense_ffn,
+    dense_ffn_bwd,
+    dense_ffn_fwd,
+    topk_ffn,
+    topk_ffn_bwd,
+    topk_ffn_fwd,
+)
 from topk_np.layers.rows import check_residuals
+from topk_np.options.check import SELECTS
 
 
 class FeedForwardGrads(NamedTuple):

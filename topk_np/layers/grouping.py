@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from topk_np._namespace import Array, array_namespace
-from topk_np.relative import ALiBi, T5Bias
+from topk_np.options.relative import ALiBi, T5Bias
 
 NO_HEADS = ("query_offset", "query_lengths", "key_lengths")  # one number for all heads of a batch
 

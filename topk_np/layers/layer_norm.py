@@ -15,8 +15,8 @@ from topk_np._namespace import (
     nbytes,
     plain,
 )
-from topk_np.inputs import check_dout
 from topk_np.layers.rows import as_rows, check_eps, check_residuals, check_vector, last_mean
+from topk_np.options.check import check_dout
 
 
 class LayerNormGrads(NamedTuple):

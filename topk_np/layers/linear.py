@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from topk_np._namespace import Array, array_namespace, cast, check_floats, check_same, plain
-from topk_np.inputs import check_dout
 from topk_np.layers.affine import affine, affine_bwd
 from topk_np.layers.rows import check_residuals, check_vector
+from topk_np.options.check import check_dout
 
 
 class LinearGrads(NamedTuple):

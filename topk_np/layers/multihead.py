@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from topk_np._namespace import Array, array_namespace, cast, nbytes
-from topk_np.inputs import check_dout
 from topk_np.layers.affine import affine, affine_bwd
 from topk_np.layers.grouping import bias_shape, group_options
 from topk_np.layers.heads import merge_heads, split_heads
@@ -18,6 +17,7 @@ from topk_np.layers.projections import (
 )
 from topk_np.layers.rope import Rope
 from topk_np.layers.ways import AttentionResiduals, attend_bwd, choose
+from topk_np.options.check import check_dout
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class MultiheadResiduals:
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs."""
         inputs = self.inputs
-        given = self.attention.problem.inputs
+        given = self.attention.call.inputs
         kept = [given["query"], given["key"], given["value"], self.attended]
         for rotation in (inputs.query_rotation, inputs.key_rotation):
             kept += [] if rotation is None else [rotation.cosine, rotation.sine]

@@ -23,8 +23,8 @@ from topk_np._namespace import (
     nbytes,
     plain,
 )
-from topk_np.inputs import check_dout
 from topk_np.layers.rows import check_residuals
+from topk_np.options.check import check_dout
 
 
 @dataclass(frozen=True, eq=False)

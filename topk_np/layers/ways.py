@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, check_choice
 from topk_np.attention import (
+    DenseAttentionResiduals,
     TopKAttentionResiduals,
+    dense_attention,
+    dense_attention_bwd,
+    dense_attention_fwd,
     topk_attention,
     topk_attention_bwd,
     topk_attention_fwd,
@@ -23,12 +27,6 @@ from topk_np.baselines.rfa import (
     rfa_attention,
     rfa_attention_bwd,
     rfa_attention_fwd,
-)
-from topk_np.dense.attention import (
-    DenseAttentionResiduals,
-    dense_attention,
-    dense_attention_bwd,
-    dense_attention_fwd,
 )
 
 CHUNK = 1024  # queries at once in chunked attention, as in the paper

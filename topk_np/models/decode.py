@@ -14,7 +14,7 @@ from topk_np.models.llama_blocks import Llama, check_ks
 from topk_np.models.one_row import one_row_linear
 from topk_np.models.sampling import Sampling
 from topk_np.models.tokens import check_tokens
-from topk_np.workers import Crew, lasting
+from topk_np.schedule.threads import WorkerTeam, lasting
 
 __all__ = ["generate"]
 
@@ -85,7 +85,7 @@ def generate(
             hidden = forward(model, new, caches=caches, workers=workers)
             return logits(model, hidden[..., -1:, :])
         # BLAS's own threads would wait busily for the next product, in the way of ours.
-        with Crew(pool):
+        with WorkerTeam(pool):
             hidden = forward(model, new, caches=caches, workers=pool)
             return one_row_linear(hidden, output_layer(model), pool)
 

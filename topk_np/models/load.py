@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import FLOATS, Array, check_choice
-from topk_np.inputs import SELECTS
 from topk_np.models.checkpoint import read_gguf
 from topk_np.models.configs import check, read_config
 from topk_np.models.families import FAMILIES, family_of
@@ -22,6 +21,7 @@ from topk_np.models.per_layer import LayerK
 from topk_np.models.pieces import PieceTokenizer
 from topk_np.models.tensors import Tensors
 from topk_np.models.tokenizer import FileTokenizer, NoTokenizer, Tokenizer
+from topk_np.options.check import SELECTS
 
 
 def load_model(

@@ -12,10 +12,10 @@ from concurrent.futures import Executor
 
 from topk_np._namespace import Array, array_namespace, cast, compute_dtype, is_numpy
 from topk_np.activations import ACTIVATIONS
-from topk_np.chunking import slices
 from topk_np.layers.affine import affine
 from topk_np.models.model import Params
-from topk_np.workers import Crew, check_workers
+from topk_np.schedule.plan import slices
+from topk_np.schedule.threads import WorkerTeam, check_workers
 
 MOST_PARTS = 2
 LEAST_PART = 2**17  # numbers, below which to share costs more than it saves
@@ -24,7 +24,7 @@ LEAST_PART = 2**17  # numbers, below which to share costs more than it saves
 def one_row_linear(x: Array, weight: Array, workers: int | Executor | None = None, /) -> Array:
     """``x weightᵀ`` of one row `x` (..., 1, D) and `weight` (T, D): (..., 1, T)."""
     parts = _parts(weight)
-    with Crew(check_workers(workers)) as crew:
+    with WorkerTeam(check_workers(workers)) as crew:
         pieces = crew.map(lambda rows: affine(x, weight[rows, :], None), parts)
     return pieces[0] if len(pieces) == 1 else array_namespace(x).concat(pieces, axis=-1)
 
@@ -42,7 +42,7 @@ def one_row_ffn(
         h = value(affine(row, own["gate"], None)) * h if "gate" in own else value(h)
         return affine(h, xp.matrix_transpose(own["values"]), None)
 
-    with Crew(check_workers(workers)) as crew:
+    with WorkerTeam(check_workers(workers)) as crew:
         out, *others = crew.map(part, _parts(params["keys"]))
     for piece in others:
         out += piece

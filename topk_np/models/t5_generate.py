@@ -15,7 +15,7 @@ from topk_np.models.decode import check_stops, write
 from topk_np.models.sampling import Sampling
 from topk_np.models.t5 import decode, encode, logits
 from topk_np.models.t5_blocks import T5
-from topk_np.workers import Crew, lasting
+from topk_np.schedule.threads import WorkerTeam, lasting
 
 __all__ = ["Beam", "beam_search", "generate"]
 
@@ -74,7 +74,7 @@ def generate(
     pool = lasting(workers)
 
     def scores(new: Array) -> Array:
-        with Crew(pool):  # as in `decode.generate`
+        with WorkerTeam(pool):  # as in `decode.generate`
             hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=pool)
             return logits(model, hidden)
 
@@ -158,7 +158,7 @@ def beam_search(
     new = xp.full_like(tokens[None, :1], model.config.start)
     pool = lasting(workers)
     for n in range(1, count + 1):
-        with Crew(pool):  # as in `decode.generate`
+        with WorkerTeam(pool):  # as in `decode.generate`
             # The encoder's one row serves all sequences.
             hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=pool)
             scores = to_numpy(logits(model, hidden)[:, 0, :])

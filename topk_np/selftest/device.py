@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from topk_np import __version__
-from topk_np._gpu import why_no_gpu
-from topk_np._namespace import Array, array_namespace
+from topk_np._namespace import Array, array_namespace, why_no_gpu
 
 BACKENDS = ("cupy", "numpy")
 CPU_BUILD = "the CPU build of CuPy: kernels run on the CPU, and times say nothing about a GPU"

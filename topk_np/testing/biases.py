@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from topk_np.relative import ALiBi, T5Bias
+from topk_np.options.relative import ALiBi, T5Bias
 
 
 @dataclass(frozen=True, repr=False)

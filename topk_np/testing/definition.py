@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topk_np.relative import T5Bias
+from topk_np.options.relative import T5Bias
 from topk_np.testing.biases import in_bucket
 from topk_np.testing.close import EPSILON
 from topk_np.testing.problems import AttentionProblem

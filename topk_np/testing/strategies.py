@@ -20,7 +20,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from topk_np.relative import ALiBi, T5Bias
+from topk_np.options.relative import ALiBi, T5Bias
 from topk_np.testing.biases import BIAS_FUNCTIONS, MASK_FUNCTIONS
 from topk_np.testing.problems import AttentionProblem
 from topk_np.testing.rows import WHOLE, Rows, biases, hidden, rows

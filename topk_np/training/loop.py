@@ -8,10 +8,10 @@ from time import perf_counter, process_time
 from typing import NamedTuple, Protocol
 
 from topk_np.bench.alone import peak_memory
+from topk_np.schedule.threads import WorkerTeam
 from topk_np.training.interrupts import Interrupts
 from topk_np.training.records import CHECKPOINT, Log, State, save_state
 from topk_np.training.settings import RunSettings, TrainError
-from topk_np.workers import Crew
 
 CHECKPOINT_EVERY = 100  # steps
 
@@ -77,7 +77,7 @@ def train(
     log = Log(folder, upto=state.step)
     try:
         # BLAS with one thread: sums are the same on any number of cores.
-        with Crew(1), Interrupts() as interrupts:
+        with WorkerTeam(1), Interrupts() as interrupts:
             while state.step < steps and not interrupts.asked:
                 start, cpu = perf_counter(), process_time()
                 new, measured = work.step(state)

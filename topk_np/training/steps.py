@@ -9,6 +9,7 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.layers import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
+from topk_np.schedule.threads import WorkerTeam
 from topk_np.tasks import Examples, Task
 from topk_np.training.adamw import adamw
 from topk_np.training.batches import batch_at, longest
@@ -19,7 +20,6 @@ from topk_np.training.records import State
 from topk_np.training.schedules import constant
 from topk_np.training.settings import Settings
 from topk_np.training.trees import Tree, tree_map
-from topk_np.workers import Crew
 
 TESTED = 64  # examples at once
 
@@ -85,7 +85,7 @@ def evaluate(model: Classifier, params: Tree, examples: Examples) -> Tested:
     """How a model does on a split: the mean over its examples."""
     order = np.argsort(longest(examples), kind="stable")
     found = []
-    with Crew(1):  # see `train`
+    with WorkerTeam(1):  # see `train`
         for start in range(0, len(order), TESTED):
             some = examples[order[start : start + TESTED]]
             logits = classifier(some.tokens, params, model, lengths=some.lengths)

@@ -15,17 +15,13 @@ from weakref import WeakSet
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from topk_np._namespace import Array, array_namespace, check_integer, is_numpy
+from topk_np._namespace import Array, check_integer
 
 MOST_TASKS = 8  # run at once; the memory budget is shared by as many
 
 # NumPy copies a broadcast column beside rows that fit its buffer; with a small one it need not,
 # and comparing a block of scores with a value for each row takes half the time.
 BUFFER_ELEMENTS = 512
-
-# Rows of scores a multiple of 4 KiB apart compete for the same few places in a core's first cache,
-# and BLAS writes several rows at once: so they lie a few numbers further apart.
-SAME_PLACE, APART = 4096, 16
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -36,7 +32,7 @@ def check_workers(workers: Any) -> int | Executor:
     if workers is None:
         return available_cores()
     if isinstance(workers, Executor):
-        # Who has a process pool has imported its module, which takes a quarter of our own import.
+        # A process pool implies its module is loaded; to import it would add 25 % to import time.
         process = sys.modules.get("concurrent.futures.process")
         if process is not None and isinstance(workers, process.ProcessPoolExecutor):
             raise TypeError(
@@ -67,39 +63,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Scratch(threading.local):
-    """Buffers that each thread uses again from task to task: fresh ones cost page faults."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Array] = {}
-
-    def matrix(
-        self,
-        name: str,
-        rows: int,
-        columns: int,
-        dtype: Any,
-        empty: Callable[..., Array] = np.empty,
-    ) -> Array:
-        """
-        An array (rows, columns) with arbitrary contents, the thread's own by this name.
-
-        It is made by `empty`, of a library and device that are the same at every call. On NumPy
-        its rows may lie further apart than they are long.
-        """
-        xp = array_namespace(empty((0,), dtype=dtype))
-        apart = columns
-        if is_numpy(xp) and columns * np.dtype(dtype).itemsize % SAME_PLACE == 0:
-            apart += APART
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape[0] < rows * apart or buffer.dtype != dtype:
-            self._buffers.pop(name, None)  # two at once would be one too many
-            del buffer
-            buffer = self._buffers[name] = empty((rows * apart,), dtype=dtype)
-        return xp.reshape(buffer[: rows * apart], (rows, apart))[:, :columns]
-
-
-class Crew:
+class WorkerTeam:
     """
     Up to `MOST_TASKS` threads, the calling one among them, for one call.
 
@@ -108,13 +72,20 @@ class Crew:
     """
 
     def __init__(self, workers: int | Executor) -> None:
-        self.scratch = Scratch()
+        self._local = threading.local()
         self._own_pool: ThreadPoolExecutor | None = None
         self._pool = workers if isinstance(workers, Executor) else None
         self.threads = MOST_TASKS if isinstance(workers, Executor) else min(workers, MOST_TASKS)
 
     @property
-    def wave(self) -> int:
+    def scratch(self) -> dict[str, Array]:
+        """Memory of the calling thread, which it uses again from task to task."""
+        if not hasattr(self._local, "scratch"):
+            self._local.scratch = {}
+        return self._local.scratch  # type: ignore[no-any-return]
+
+    @property
+    def in_flight(self) -> int:
         """
         Tasks whose results are held at once, where they are added up in order.
 
@@ -122,7 +93,7 @@ class Crew:
         """
         return min(2 * self.threads, MOST_TASKS)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerTeam:
         """Hold BLAS to one thread."""
         _guard.enter(self)
         return self
@@ -217,31 +188,31 @@ class _Queue(Iterator[tuple[int, Any]]):
 
 class _BlasGuard:
     """
-    Holds BLAS to one thread while anybody computes, and puts its setting back after the last.
+    Holds BLAS to one thread while any team computes, and restores its setting after the last.
 
     The first to enter and the last to leave may be two threads. The setting is the process's, but
     threadpoolctl lets only the thread that changed it first change it again: so that ownership is
-    given up before and after each change. Who is interrupted on the way in or out, and never
-    leaves, is forgotten; the setting is then put back by whoever leaves next.
+    given up before and after each change. A team interrupted while entering or leaving is dropped
+    (weak reference); the next one to leave restores the setting.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._inside: WeakSet[Crew] = WeakSet()
+        self._inside: WeakSet[WorkerTeam] = WeakSet()
         self._before: list[tuple[Any, int]] = []  # empty once it is put back
 
-    def enter(self, crew: Crew) -> None:
+    def enter(self, team: WorkerTeam) -> None:
         with self._lock:
             if not self._before:
                 self._before = [(library, library.num_threads) for library in _blas_libraries()]
             if not self._inside:
                 for library, _ in self._before:
                     _set_threads(library, 1)
-            self._inside.add(crew)
+            self._inside.add(team)
 
-    def leave(self, crew: Crew) -> None:
+    def leave(self, team: WorkerTeam) -> None:
         with self._lock:
-            self._inside.discard(crew)
+            self._inside.discard(team)
             if not self._inside:
                 for library, threads in self._before:
                     _set_threads(library, threads)
@@ -274,7 +245,7 @@ def _touch_packing_buffer(worker: int) -> None:
 
     OpenBLAS prefetches beyond what it has packed. Where those pages were never touched that is
     slow: products with the keys of a head take a fifth longer until a larger one has been there.
-    Its buffers stay for the life of the process, and so many as compute at once are in use.
+    Its buffers stay for the life of the process; there is one for each thread that computes.
     """
     np.ones((128, 384), np.float32) @ np.ones((384, 384), np.float32)
 

@@ -7,8 +7,8 @@ Such a bias has one value on each diagonal of a chunk, so that C + n values make
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from array_api_compat import device
@@ -24,14 +24,13 @@ from topk_np._namespace import (
     check_integer,
     check_ndim,
     dtype_name,
-    is_numpy,
     namespace_of,
     plain,
     to_numpy,
 )
-from topk_np.positions import Head, Positions, column, of_head, own_place, row
-from topk_np.rowsparse import scatter_matmul
-from topk_np.terms import RowsTerm, Term
+from topk_np.kernels import Engine
+from topk_np.options.chunk import Chunk, Positions, Shape, row
+from topk_np.options.option import Option
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ class T5Bias:
         Half of the buckets for keys after the query, as in T5's encoder; if False, all later keys
         share the bucket of distance 0, as in its decoder.
     max_distance : int, default 128
-        From where on all distances share a bucket.
+        Distances of at least this share the last bucket.
 
     Notes
     -----
@@ -122,74 +121,90 @@ class T5Bias:
     max_distance: int = 128
 
 
-@dataclass(frozen=True)
-class SlopeBias:
+@dataclass(frozen=True, eq=False)
+class SlopeBias(Option):
     """An `ALiBi`, checked."""
 
     slopes: np.ndarray
+    """Over the batch axes."""
     positions: Positions
 
-    def values(self, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
-        """(C, n): what is to be added to some scores."""
+    def scores(self, scores: Array, chunk: Chunk, keys: slice, ops: Engine) -> Array:
+        """See `Option`."""
         xp = array_namespace(scores)
-        slope = float(self.slopes[own_place(self.slopes.shape, head)])
-        return _by_distance(
-            scores,
-            keys.start - self.positions.first(head, rows),
-            lambda distances: -slope * xp.astype(xp.abs(distances), scores.dtype),
-        )
+        own = self.slopes[chunk.heads.within(self.slopes.shape)]
+        slopes = xp.asarray(own.tolist(), dtype=scores.dtype, device=device(scores))[:, None]
+        distances = xp.abs(_diagonals(self.positions, scores, chunk, keys))
+        scores += ops.toeplitz(-slopes * xp.astype(distances, scores.dtype), chunk.queries)
+        return scores
 
 
-@dataclass(frozen=True)
-class TableBias:
+@dataclass(frozen=True, eq=False)
+class TableBias(Option):
     """A `T5Bias`, checked."""
 
     array: Array
-    """(*heads, B, 1)"""
+    """(*batch or 1s, B, 1)"""
     positions: Positions
     bidirectional: bool
     exact: int
     """The distances 0, 1, ... that have a bucket of their own."""
     starts: tuple[int, ...]
     """The distances from which on the further ones have their second, third, ... bucket."""
+    heads: Shape
+    """The axes of the table after its first, as the caller gave them."""
 
-    def values(self, scores: Array, head: Head, rows: slice, keys: slice) -> Array:
-        """(C, n): what is to be added to some scores."""
-        first = self.positions.first(head, rows)
-        own = cast(array_namespace(scores), of_head(self.array, head)[:, 0], scores.dtype)
-        return _by_distance(
-            scores, keys.start - first, lambda distances: _take(own, self.buckets(distances))
-        )
+    slot_matrices = 8  # buckets
+    held_matrices = 1
 
-    def slots_term(
-        self, head: Head, rows: slice, dscores: Array, indices: Array, counts: Array
-    ) -> Term:
-        """The gradient of `array`, from that of the kept scores (C, K)."""
-        xp, place = array_namespace(dscores), device(dscores)
-        first = self.positions.first(head, rows)
-        query = column(xp, first, dscores.shape[0], dscores)
-        buckets = self.buckets(xp.astype(indices, xp.int64) - query)
+    @property
+    def inputs(self) -> dict[str, Array]:
+        """See `Option`."""
+        return {"bias": self.array}
+
+    def scores(self, scores: Array, chunk: Chunk, keys: slice, ops: Engine) -> Array:
+        """See `Option`."""
+        xp = array_namespace(scores)
+        table = cast(xp, chunk.stack(self.array), scores.dtype)
+        buckets = self.buckets(_diagonals(self.positions, scores, chunk, keys))
+        own = [buckets[g if buckets.shape[0] > 1 else 0, ...] for g in range(table.shape[0])]
+        values = [xp.take(table[g, :, 0], places) for g, places in enumerate(own)]
+        scores += ops.toeplitz(xp.stack(values), chunk.queries)
+        return scores
+
+    def add_gradients(
+        self, grads: Any, chunk: Chunk, dscores: Array, indices: Array, ops: Engine
+    ) -> None:
+        """See `Option`."""
+        xp, where = array_namespace(dscores), {"dtype": dscores.dtype, "device": device(dscores)}
+        distances = xp.astype(indices, xp.int64) - self.positions.column(chunk, dscores)
+        buckets = xp.astype(self.buckets(distances), xp.int32)
         # Many slots of a row may share a bucket: a row each.
-        slots = (buckets.shape[0] * buckets.shape[1], 1)
-        total = scatter_matmul(
+        heads, count = dscores.shape[0], self.array.shape[-2]
+        slots = (heads, dscores.shape[1] * dscores.shape[2], 1)
+        total = ops.scatter_matmul(
             xp.reshape(dscores, slots),
-            xp.reshape(xp.astype(buckets, xp.int32), slots),
-            xp.ones(slots[0], dtype=xp.int32, device=place),
-            xp.ones(slots, dtype=dscores.dtype, device=place),
-            xp.zeros((self.array.shape[-2], 1), dtype=dscores.dtype, device=place),
+            ops.pattern(xp.reshape(buckets, slots), count),
+            xp.ones(slots, **where),
+            xp.zeros((heads, count, 1), **where),
         )
-        return RowsTerm(total, 0)
+        grads.add_rows("bias", 0, total)
 
-    def dense_term(self, head: Head, rows: slice, keys: slice, dscores: Array) -> Term:
-        """The gradient of `array`, from that of the scores (C, n)."""
+    def add_dense_gradients(self, grads: Any, chunk: Chunk, keys: slice, dscores: Array) -> None:
+        """See `Option`."""
         xp = array_namespace(dscores)
-        query = column(xp, self.positions.first(head, rows), dscores.shape[0], dscores)
-        buckets = self.buckets(row(xp, keys.start, dscores.shape[1], dscores) - query)
+        key = row(xp, keys.start, dscores.shape[2], dscores)
+        buckets = self.buckets(key - self.positions.column(chunk, dscores))
         sums = [
-            xp.sum(xp.where(buckets == bucket, dscores, 0.0))
+            xp.sum(xp.where(buckets == bucket, dscores, 0.0), axis=(1, 2))
             for bucket in range(self.array.shape[-2])
         ]
-        return RowsTerm(xp.stack(sums)[:, None], 0)
+        grads.add_rows("bias", 0, xp.stack(sums, axis=1)[..., None])
+
+    def own_gradient(self, total: Array) -> Array:
+        """See `Option`."""
+        xp = array_namespace(total)
+        return xp.moveaxis(xp.reshape(total, (*self.heads, total.shape[-2])), -1, 0)
 
     def buckets(self, distances: Array) -> Array:
         """The bucket of each distance j - i."""
@@ -203,43 +218,34 @@ class TableBias:
             return buckets
         return xp.where(later, buckets + self.array.shape[-2] // 2, buckets)
 
-    def grads(self, total: Array) -> Array:
-        """The gradient in the shape that the caller gave."""
-        return array_namespace(total).moveaxis(total[..., 0], -1, 0)
+
+def _diagonals(positions: Positions, scores: Array, chunk: Chunk, keys: slice) -> Array:
+    """(G or 1, C - 1 + n): the distances j - i of the diagonals of scores, lower left first."""
+    xp, (_, count, length) = array_namespace(scores), scores.shape
+    heads = [
+        row(xp, keys.start - first - count + 1, count - 1 + length, scores)
+        for first in positions.first(chunk)
+    ]
+    return heads[0] if len(heads) == 1 else xp.concat(heads, axis=0)
 
 
-def _by_distance(scores: Array, first: int, values: Callable[[Array], Array]) -> Array:
-    """(C, n), like `scores`: a value for each distance j - i, which is `first` at the top left."""
-    xp, (count, length) = array_namespace(scores), scores.shape
-    diagonals = values(row(xp, first - count + 1, count - 1 + length, scores)[0, :])
-    if is_numpy(xp):
-        return np.lib.stride_tricks.sliding_window_view(diagonals, length)[::-1]
-    return _take(diagonals, row(xp, count - 1, length, scores) - column(xp, 0, count, scores))
-
-
-def _take(values: Array, places: Array) -> Array:
-    """``values[places]`` of a vector, in the shape of `places`."""
-    xp = array_namespace(values)
-    return xp.reshape(xp.take(values, xp.reshape(places, (-1,))), places.shape)
-
-
-def make_slope_bias(bias: ALiBi, positions: Positions, batch: Head) -> SlopeBias:
+def make_slope_bias(bias: ALiBi, positions: Positions, lead: Shape) -> SlopeBias:
     """Check an `ALiBi`."""
     if bias.slopes is None:
         raise TypeError("bias.slopes must be an array, got None")
     namespace_of({"bias.slopes": bias.slopes})
     if dtype_name(bias.slopes) not in FLOATS:
         raise TypeError(f"bias.slopes must be floating, got dtype {bias.slopes.dtype}")
-    check_broadcasts("bias.slopes", tuple(bias.slopes.shape), batch, "(...)")
+    check_broadcasts("bias.slopes", tuple(bias.slopes.shape), lead, "(...)")
     return SlopeBias(to_numpy(bias.slopes), positions)
 
 
-def make_table_bias(query: Array, bias: T5Bias, positions: Positions, batch: Head) -> TableBias:
+def make_table_bias(query: Array, bias: T5Bias, positions: Positions, lead: Shape) -> TableBias:
     """Check a `T5Bias`."""
     xp = check_floats({"query": query, "bias.table": bias.table})
     check_ndim("bias.table", bias.table, 1, "(B, H)")
     buckets, *heads = bias.table.shape
-    check_broadcasts("bias.table", (*heads,), batch, "(B, ...)")
+    check_broadcasts("bias.table", (*heads,), lead, "(B, ...)")
     bidirectional = check_flag("bias.bidirectional", bias.bidirectional)
     ways = 2 if bidirectional else 1
     half = buckets // ways
@@ -256,4 +262,4 @@ def make_table_bias(query: Array, bias: T5Bias, positions: Positions, batch: Hea
         for b in range(1, n)
     )
     table = xp.moveaxis(plain(bias.table), 0, -1)[..., None]
-    return TableBias(table, positions, bidirectional, exact, starts)
+    return TableBias(table, positions, bidirectional, exact, starts, (*heads,))

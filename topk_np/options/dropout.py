@@ -9,18 +9,23 @@ function is the counter-based generator Threefry-2x32 with 20 rounds (Salmon, Mo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from topk_np._namespace import Array, array_namespace, check_integer, check_number
 from topk_np.kernels import engine
+from topk_np.options.chunk import Chunk, Positions, Shape, over_heads
+from topk_np.options.option import Option
 
 SEEDS = 2**64
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """The option `dropout`, checked."""
+    """A rate and a seed: which weights are dropped, by their place."""
 
     rate: float
     """The probability that a weight is dropped."""
@@ -30,8 +35,8 @@ class Dropout:
         """
         0 where a weight is dropped, else 1 / (1 - rate).
 
-        `heads` (C, 1) are flat indices over the leading axes; `queries` (C, 1) and `keys`
-        (C or 1, n) positions. All are taken modulo 2^32.
+        `heads` are flat indices over the leading axes, `queries` and `keys` positions; they
+        broadcast, and are taken modulo 2^32.
         """
         xp = array_namespace(queries)
         heads, queries, keys = (xp.astype(n, xp.int32) for n in (heads, queries, keys))
@@ -41,6 +46,30 @@ class Dropout:
         bits, _ = threefry(row, (keys, xp.zeros_like(keys)))
         kept = bits >= min(round(self.rate * 2**32), 2**32 - 1) - 2**31
         return xp.astype(kept, dtype) / (1 - self.rate)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDropout(Option):
+    """Dropout of the weights of attention."""
+
+    dropout: Dropout
+    positions: Positions
+    batch: Shape
+
+    slot_matrices = 8  # random bits
+
+    def factors(self, chunk: Chunk, indices: Array, dtype: Any) -> Array | None:
+        """See `Option`."""
+        first, axis, count = chunk.heads
+        step = math.prod(self.batch[axis + 1 :])
+        flat = int(np.ravel_multi_index(first, self.batch))
+        heads = [flat + i * step for i in range(count)]
+        return self.dropout.factors(
+            over_heads(array_namespace(indices), heads, indices),
+            Positions(self.positions.offset % 2**32).column(chunk, indices),
+            indices,
+            dtype,
+        )
 
 
 def threefry(key: tuple[Any, Any], counter: tuple[Array, Array]) -> tuple[Array, Array]:

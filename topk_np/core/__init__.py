@@ -1,0 +1,1 @@
+"""The algorithm: read `passes`, then `scores` and `keep`."""

@@ -1,1 +1,0 @@
-"""The dense functions: every key takes part. What top-k is measured against."""

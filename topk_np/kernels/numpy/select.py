@@ -1,0 +1,115 @@
+"""
+The k largest of each row. Definition: `topk_np.kernels.portable.select`.
+
+Selection never sorts a long row of scores. A floor that at least k scores of a row exceed is cheap
+to find, and few others exceed it: see `topk_np.kernels.numpy.hits`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from topk_np._namespace import Array
+from topk_np.kernels import Selection, tuning
+from topk_np.kernels.numpy.hits import (
+    Hits,
+    at_most,
+    by_row,
+    drop_ties,
+    hits_at,
+    in_slots,
+    just_below,
+    kth_largest,
+    most_hits,
+    no_slots,
+    positions,
+    row_gap,
+    trim,
+)
+
+
+def select(scores: Array, k: int) -> Selection:
+    """The k largest of each row: lower index first among equals, NaN above all, -inf never."""
+    *lead, columns = scores.shape
+    values, indices = select_rows(scores.reshape(math.prod(lead), columns), min(k, columns))
+    shape = (*lead, values.shape[1])
+    return Selection(values.reshape(shape), indices.reshape(shape))
+
+
+def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
+    """Values and indices (R, k) of the k largest of each row of a matrix, at least k long."""
+    if scores.shape[0] == 0 or k == 0:
+        return no_slots(scores.shape[0], k, scores.dtype)
+    scores = by_row(scores)
+    groups = tuning.tuning.groups_per_slot * k
+    size = scores.shape[1] // groups
+    if size < tuning.tuning.least_group:
+        return _select_short(scores, k)
+    floor = _group_floor(scores, groups, size, k)
+    hits = _find(scores, k, floor)
+    return select_by_row(scores, k, floor) if hits is None else in_slots(trim(hits, k), k)
+
+
+def floor_of(scores: Array, k: int) -> Array:
+    """(R,): what k entries of each row exceed and few more, where so many are above -inf."""
+    groups = max(tuning.tuning.groups_per_slot * k, tuning.tuning.least_groups)
+    size = scores.shape[1] // groups
+    if size < tuning.tuning.least_group:
+        return just_below(kth_largest(scores.copy(), k))
+    return _group_floor(scores, groups, size, k)
+
+
+def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
+    """(R,): a value in each row that at least k entries exceed, where so many are above -inf."""
+    # The k-th largest of the maxima of groups is at most the k-th largest of all.
+    whole = groups * size
+    largest = scores[:, :whole].reshape(-1, size, groups).max(axis=1)
+    # The last columns as well: where scores rise, these are the best.
+    rest = scores[:, whole:]
+    first = largest[:, : rest.shape[1]]
+    np.maximum(first, rest, out=first)
+    return just_below(kth_largest(largest, k))
+
+
+def _find(scores: Array, k: int, floor: Array) -> Hits | None:
+    """All that exceeds the floor of its row; None if that is many times k, in sum or in a row."""
+    flat = positions(at_most(scores, floor), most=scores.shape[0] * most_hits(k) // 2)
+    if flat is None:
+        return None
+    hits = hits_at(scores, flat)
+    return None if hits.counts.max() > most_hits(k) else hits
+
+
+def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of each row, by the row's k-th largest value."""
+    rows, columns = scores.shape
+    kth = kth_largest(scores.copy(), k)
+    below = at_most(scores, just_below(kth))
+    hits = below.size - np.count_nonzero(below)
+    if hits > rows * most_hits(k):  # many equal the k-th
+        return select_by_row(scores, k, np.full(rows, -np.inf, scores.dtype))
+    sparse = columns > tuning.tuning.dense_hits * k
+    flat = positions(below) if sparse else np.flatnonzero(~below[: scores.size])
+    if hits == rows * k and row_gap(scores) == 0 and not kth.min() == -np.inf:
+        # No row has fewer, so each has k.
+        flat = flat.reshape(rows, k)
+        indices = flat - np.arange(0, scores.size, columns)[:, None]
+        return scores.reshape(-1)[flat], indices.astype(np.int32)
+    return in_slots(drop_ties(hits_at(scores, flat), k), k)
+
+
+def select_by_row(scores: Array, k: int, floor: Array) -> tuple[Array, Array]:
+    """The k largest of each row above its floor, a row at a time: where many scores are equal."""
+    values, indices = no_slots(scores.shape[0], k, scores.dtype)
+    for i, row in enumerate(scores):
+        kth = np.partition(row, row.size - k)[row.size - k]
+        nan = np.isnan(row)
+        above = np.flatnonzero(nan | (row > kth))[:k]
+        equal = np.flatnonzero(row == kth)[: k - above.size]
+        chosen = np.sort(np.concatenate([above, equal]))
+        chosen = chosen[~(row[chosen] <= floor[i])]
+        values[i, : chosen.size] = row[chosen]
+        indices[i, : chosen.size] = chosen
+    return values, indices

@@ -1,0 +1,216 @@
+"""A chunk of work: C queries of G heads, and what arrays and numbers over all heads have for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import device
+
+from topk_np._namespace import (
+    Array,
+    Namespace,
+    array_namespace,
+    check_broadcasts,
+    check_device,
+    check_integer,
+    dtype_name,
+    namespace_of,
+    put,
+    to_numpy,
+)
+
+FURTHEST = 2**62  # position that is computed with
+
+Shape = tuple[int, ...]
+
+
+class Heads(NamedTuple):
+    """G heads that follow each other along one of the batch axes."""
+
+    first: Shape
+    """The place of the first among the batch axes."""
+    axis: int
+    count: int
+    """G"""
+
+    def within(self, lead: Shape) -> tuple[int | slice, ...]:
+        """Their place in an array with leading axes `lead`, which broadcast: (G or 1, ...)."""
+        last = self.first[self.axis] + self.count
+        return tuple(
+            (slice(i, last) if length > 1 else slice(0, 1))
+            if axis == self.axis
+            else (i if length > 1 else 0)
+            for axis, (i, length) in enumerate(zip(self.first, lead, strict=True))
+        )
+
+
+class Chunk(NamedTuple):
+    """The same queries of each of G heads."""
+
+    heads: Heads
+    rows: slice
+
+    @property
+    def queries(self) -> int:
+        """C, the number of queries of each head."""
+        return int(self.rows.stop - self.rows.start)
+
+    def stack(self, array: Array) -> Array:
+        """(G, n, ·): the heads' matrices of an array (*batch, n, ·); a view."""
+        whole = (slice(None), slice(None))
+        own = array[(*self.heads.within(tuple(array.shape[:-2])), *whole)]
+        if own.shape[0] == self.heads.count:
+            return own
+        return array_namespace(array).broadcast_to(own, (self.heads.count, *own.shape[1:]))
+
+    def pairs(self, array: Array, keys: slice) -> Array:
+        """(G or 1, C or 1, n or 1): some keys of an array that broadcasts to (*batch, Q, N)."""
+        rows = self.rows if array.shape[-2] > 1 else slice(None)
+        columns = keys if array.shape[-1] > 1 else slice(None)
+        return array[(*self.heads.within(tuple(array.shape[:-2])), rows, columns)]
+
+    def numbers(self, numbers: int | np.ndarray) -> list[int]:
+        """One number for each head, or one alone where all are the same."""
+        if isinstance(numbers, int):
+            return [numbers]
+        own = numbers[self.heads.within(numbers.shape)].tolist()
+        return own if len(set(own)) > 1 else own[:1]
+
+
+class Output:
+    """An array over all heads and queries that chunks fill, also where none can be written to."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        """(*batch, Q, ·)"""
+
+    def put(self, chunk: Chunk, piece: Array) -> None:
+        """Store what was computed for a chunk, (G, C, ·)."""
+        place = chunk.heads.within(tuple(self.array.shape[:-2]))
+        self.array = put(self.array, (*place, chunk.rows, slice(None)), piece)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The position of each query of each head: its index plus an offset. A key's is its index."""
+
+    offset: int | np.ndarray = 0
+    """The position of the first query: one for all, or an integer array over the batch axes."""
+
+    def first(self, chunk: Chunk) -> list[int]:
+        """The position of a chunk's first query, for each head or one for all."""
+        return [chunk.rows.start + offset for offset in chunk.numbers(self.offset)]
+
+    def column(self, chunk: Chunk, like: Array) -> Array:
+        """(G or 1, C, 1) int64: the positions of a chunk's queries, on the device of `like`."""
+        xp = array_namespace(like)
+        heads = [row(xp, first, chunk.queries, like)[:, :, None] for first in self.first(chunk)]
+        return heads[0] if len(heads) == 1 else xp.concat(heads, axis=0)
+
+
+def row(xp: Namespace, first: int, count: int, like: Array) -> Array:
+    """(1, count) int64: the positions from `first` on, on the device of `like`."""
+    if abs(first) > FURTHEST:
+        raise ValueError(
+            "query_offset must be at most 2^62 in size where every position counts, "
+            f"got the position {first}"
+        )
+    return xp.arange(first, first + count, dtype=xp.int64, device=device(like))[None, :]
+
+
+def over_heads(xp: Namespace, numbers: list[int], like: Array) -> Array:
+    """(G or 1, 1, 1) int64: a number for each head, or one for all, on the device of `like`."""
+    return xp.asarray(numbers, dtype=xp.int64, device=device(like))[:, None, None]
+
+
+def check_lead_integers(name: str, given: Any, query: Array, batch: Shape) -> int | np.ndarray:
+    """Check an option that is an integer, or an integer array over the leading axes."""
+    if getattr(given, "shape", ()) == ():
+        return check_integer(name, given)
+    namespace_of({"query": query, name: given})
+    check_device(name, given, "query", query)
+    if "int" not in dtype_name(given):
+        raise TypeError(
+            f"{name} must be an integer or an integer array, got an array of dtype {given.dtype}"
+        )
+    check_broadcasts(name, tuple(given.shape), batch, "(...)")
+    return to_numpy(given).astype(np.int64)
+
+
+class Batch(NamedTuple):
+    """The leading axes of a call, and the fewer axes that its heads are numbered by."""
+
+    lead: Shape
+    """As the caller has them."""
+    groups: tuple[tuple[int, ...], ...]
+    """Which of these axes make one."""
+
+    @classmethod
+    def of(cls, lead: Shape, arrays: Iterable[Array], copied: Iterable[Array] = ()) -> Batch:
+        """
+        Join neighbouring axes as far as no array has to be copied for it.
+
+        Of `arrays` (..., n, ·) and those that may be `copied` the leading axes broadcast to `lead`.
+        """
+        patterns = [_lead_of(array, lead, True) for array in arrays]
+        patterns += [_lead_of(array, lead, False) for array in copied]
+        groups: list[list[int]] = []
+        for axis, length in enumerate(lead):
+            if length == 1:
+                continue
+            if groups and all(_joins(*own, groups[-1][-1], axis) for own in patterns):
+                groups[-1].append(axis)
+            else:
+                groups.append([axis])
+        return cls(lead, tuple(map(tuple, groups)) or ((),))
+
+    @classmethod
+    def apart(cls, lead: Shape) -> Batch:
+        """Each leading axis by itself."""
+        return cls(lead, tuple((axis,) for axis in range(len(lead))) or ((),))
+
+    @property
+    def shape(self) -> Shape:
+        """The lengths of the batch axes, of which there is at least one."""
+        return self.joined(self.lead)
+
+    def joined(self, lead: Shape) -> Shape:
+        """The lengths of the batch axes, for leading axes that broadcast."""
+        full = (1,) * (len(self.lead) - len(lead)) + lead
+        return tuple(math.prod(full[axis] for axis in group) for group in self.groups)
+
+    def fold(self, xp: Namespace, array: Array) -> Array:
+        """An array (..., n, ·) as (*batch, n, ·)."""
+        *lead, rows, width = array.shape
+        return xp.reshape(array, (*self.joined(tuple(lead)), rows, width))
+
+    def fold_numbers(self, numbers: int | np.ndarray) -> int | np.ndarray:
+        """Numbers over the leading axes as numbers over all batch axes."""
+        if isinstance(numbers, int):
+            return numbers
+        return np.broadcast_to(numbers, self.lead).reshape(self.shape)
+
+
+def _lead_of(array: Array, lead: Shape, strict: bool) -> tuple[Shape, Mapping[int, int] | None]:
+    """The leading axes of an array, as many as `lead` has, and how far apart their entries lie."""
+    missing = len(lead) - (array.ndim - 2)
+    strides = getattr(array, "strides", None)
+    shape = (1,) * missing + tuple(array.shape[:-2])
+    if not strict or math.prod(array.shape) == 0:
+        return shape, None
+    if strides is None:  # another library: what can be joined is not known
+        return shape, {}
+    return shape, {missing + axis: stride for axis, stride in enumerate(strides[:-2])}
+
+
+def _joins(shape: Shape, strides: Mapping[int, int] | None, left: int, right: int) -> bool:
+    """Whether two axes that are one in the batch can be one in an array of this shape."""
+    if shape[left] == 1 or shape[right] == 1:
+        return shape[left] == shape[right]
+    if strides is None:
+        return True
+    return bool(strides) and strides[left] == strides[right] * shape[right]

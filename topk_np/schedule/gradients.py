@@ -1,0 +1,377 @@
+"""
+Gradients of a call's inputs, summed over chunks of queries and over heads.
+
+Several chunks may add to one gradient: all heads of a group to their common key, all chunks of a
+head to its keys. What they contribute is computed first, by all threads, for a few chunks at a
+time, and then added, each gradient by one thread at a time and always in the same order: so bits do
+not depend on the number of threads. Long gradients are cut into ranges of keys, so that one head is
+enough for all threads. What no other chunk adds to is written at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from topk_np._namespace import Array, add_at, cast, put
+from topk_np.kernels import Engine, tuning
+from topk_np.options.call import Call
+from topk_np.options.chunk import Chunk, Heads, Shape
+from topk_np.schedule.plan import slices
+from topk_np.schedule.threads import WorkerTeam
+
+
+class Contribution(Protocol):
+    """Something to be added to a gradient (G, n, w)."""
+
+    @property
+    def heads(self) -> int:
+        """G"""
+
+    def head(self, g: int) -> Contribution:
+        """The contribution of one head of the stack."""
+
+    def add_to(self, total: Array, first: int, fresh: bool) -> Array:
+        """`total`, the rows from `first` on, with it added: in place or new; `fresh` ones are 0."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows (G, h, w) of a gradient from row `start` on, in its columns from `column` on."""
+
+    rows: Array
+    start: int
+    column: int
+
+    @property
+    def heads(self) -> int:
+        """See `Contribution`."""
+        return int(self.rows.shape[0])
+
+    def head(self, g: int) -> Rows:
+        """See `Contribution`."""
+        return Rows(self.rows[g : g + 1, ...], self.start, self.column)
+
+    def add_to(self, total: Array, first: int, fresh: bool) -> Array:
+        """See `Contribution`."""
+        height, width = self.rows.shape[1:]
+        rows = slice(self.start - first, self.start - first + height)
+        place = (slice(None), rows, slice(self.column, self.column + width))
+        return (put if fresh else add_at)(total, place, self.rows)
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """The transposed row-sparse matrix of weights (G, C, K) times `rows` (G, C, w)."""
+
+    ops: Engine
+    weights: Array
+    indices: Array
+    pattern: Any
+    keys: int
+    rows: Array
+
+    @property
+    def heads(self) -> int:
+        """See `Contribution`."""
+        return int(self.weights.shape[0])
+
+    def head(self, g: int) -> Scattered:
+        """See `Contribution`."""
+        own = slice(g, g + 1)
+        indices = self.indices[own, ...]
+        pattern = self.ops.pattern(indices, self.keys)
+        weights, rows = self.weights[own, ...], self.rows[own, ...]
+        return Scattered(self.ops, weights, indices, pattern, self.keys, rows)
+
+    def add_to(self, total: Array, first: int, fresh: bool) -> Array:
+        """See `Contribution`."""
+        return self.ops.scatter_matmul(self.weights, self.pattern, self.rows, total, first, fresh)
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The row-sparse matrix of weights (G, C, K) itself, from row `start` on."""
+
+    ops: Engine
+    weights: Array
+    indices: Array
+    start: int
+
+    @property
+    def heads(self) -> int:
+        """See `Contribution`."""
+        return int(self.weights.shape[0])
+
+    def head(self, g: int) -> Slots:
+        """See `Contribution`."""
+        own = slice(g, g + 1)
+        return Slots(self.ops, self.weights[own, ...], self.indices[own, ...], self.start)
+
+    def add_to(self, total: Array, first: int, fresh: bool) -> Array:
+        """See `Contribution`."""
+        place = (slice(None), slice(self.start - first, self.start - first + self.weights.shape[1]))
+        own = total[(*place, slice(None))]
+        pattern = self.ops.pattern(self.indices, total.shape[2])
+        updated = self.ops.add_slots(self.weights, pattern, own)
+        return total if updated is own else put(total, (*place, slice(None)), updated)
+
+
+@dataclass(frozen=True)
+class Product:
+    """The transposed weights (G, C, n), where allowed, times rows (G, C, w); made as it is added."""
+
+    ops: Engine
+    weights: Array
+    scores: Array
+    """-inf where a pair is not allowed."""
+    rows: Array
+    start: int
+    """The row of the gradient that the first column of weights belongs to."""
+
+    @property
+    def heads(self) -> int:
+        """See `Contribution`."""
+        return int(self.weights.shape[0])
+
+    def head(self, g: int) -> Product:
+        """See `Contribution`."""
+        own = (array[g : g + 1, ...] for array in (self.weights, self.scores, self.rows))
+        return Product(self.ops, *own, self.start)
+
+    def add_to(self, total: Array, first: int, fresh: bool) -> Array:
+        """See `Contribution`."""
+        low = max(first, self.start)
+        high = min(first + total.shape[1], self.start + self.weights.shape[2])
+        for part in slices(max(high - low, 0), tuning.tuning.product_keys):
+            keys = slice(low - self.start + part.start, low - self.start + part.stop)
+            rows = slice(low - first + part.start, low - first + part.stop)
+            weights, scores = (a[..., keys].mT for a in (self.weights, self.scores))
+            product = self.ops.masked_matmul(weights, scores, self.rows)
+            place = (slice(None), rows, slice(None))
+            total = (put if fresh else add_at)(total, place, product)
+        return total
+
+
+class Place(NamedTuple):
+    """Some heads of a gradient."""
+
+    name: str
+    first: Shape
+    """The place of the first among the gradient's own axes."""
+    axis: int
+    count: int
+
+    def within(self, shape: Shape) -> tuple[int | slice, ...]:
+        """The place in an array of the gradient's batch axes."""
+        return Heads(self.first, self.axis, self.count).within(shape)
+
+
+class Gradients:
+    """What one chunk adds to the gradients."""
+
+    def __init__(self, sums: _Sums, chunk: Chunk) -> None:
+        self._sums = sums
+        self._chunk = chunk
+        self.waiting: list[tuple[Place, Contribution]] = []
+        """What is to be added in order, since other chunks add there too."""
+
+    def add_rows(self, name: str, start: int, rows: Array, column: int = 0) -> None:
+        """Add rows (G, h, w) from row `start` on."""
+        self._add(name, Rows(rows, start, column))
+
+    def scatter(
+        self, name: str, weights: Array, indices: Array, pattern: Any, rows: Array
+    ) -> None:
+        """Add the transposed row-sparse matrix of weights (G, C, K) times rows (G, C, w)."""
+        call = self._sums.call
+        self._add(name, Scattered(call.ops, weights, indices, pattern, call.keys, rows))
+
+    def add_slots(self, name: str, start: int, weights: Array, indices: Array) -> None:
+        """Add the row-sparse matrix of weights (G, C, K) itself, from row `start` on."""
+        self._add(name, Slots(self._sums.call.ops, weights, indices, start))
+
+    def add_product(
+        self, name: str, start: int, weights: Array, scores: Array, rows: Array
+    ) -> None:
+        """Add the transposed weights (G, C, n), where allowed, times rows, from `start` on."""
+        self._add(name, Product(self._sums.call.ops, weights, scores, rows, start))
+
+    def _add(self, name: str, contribution: Contribution) -> None:
+        place = self._sums.place(name, self._chunk.heads)
+        if self._sums.alone(name, self._chunk):
+            self._sums.write(place, self._chunk, contribution)
+        else:
+            self.waiting.append((place, contribution))
+
+
+def sum_gradients(
+    call: Call,
+    contribute: Callable[[Chunk, Gradients], None],
+    chunks: list[Chunk],
+    team: WorkerTeam,
+    in_flight: int | None = None,
+) -> dict[str, Array]:
+    """
+    The gradients of the inputs by name, (*batch, n, ·).
+
+    ``contribute(chunk, grads)`` tells `grads` what the queries of a chunk add. It is called on
+    `in_flight` chunks before that is added up: by default as many as suit the team.
+    """
+    if in_flight is None:
+        in_flight = team.in_flight if call.ops.THREADS else 1
+    sums = _Sums(call)
+    waves = [chunks[wave] for wave in slices(len(chunks), in_flight)]
+    last = {place: i for i, wave in enumerate(waves) for place in sums.places(wave)}
+
+    def collect(chunk: Chunk) -> list[tuple[Place, Contribution]]:
+        grads = Gradients(sums, chunk)
+        contribute(chunk, grads)
+        return grads.waiting
+
+    for i, wave in enumerate(waves):
+        waiting = [each for own in team.map(collect, wave) for each in own]
+        shares = _shares(sums, waiting, team.threads)
+        for share, rows in zip(shares, team.map(_Share.sum, shares), strict=True):
+            if rows is not share.total:
+                sums.put(share.place, share.rows, rows)
+        sums.finish([place for place in sums.unfinished if last[place] == i])
+    return sums.grads
+
+
+class _Sums:
+    """
+    The gradients while they are summed up, in the dtype that is computed in.
+
+    Where that is wider than the inputs' own, the heads that are not finished have sums apart, so
+    that the wide ones are few.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self._narrow = call.dtype != call.query.dtype
+        self.grads = {
+            name: call.zeros(*array.shape, dtype=call.query.dtype)
+            for name, array in call.inputs.items()
+        }
+        self.unfinished: dict[Place, Array] = {}
+        self._begun: set[Place] = set()
+
+    def alone(self, name: str, chunk: Chunk) -> bool:
+        """Whether no other chunk adds where this one does, and it does so once."""
+        lead = tuple(self.grads[name].shape[:-2])
+        whole = name == "query" or chunk.queries == self.call.queries
+        return lead == self.call.batch.shape and whole and name != "bias"
+
+    def write(self, place: Place, chunk: Chunk, contribution: Contribution) -> None:
+        """Write what a chunk alone contributes to a gradient."""
+        rows = chunk.rows if place.name == "query" else slice(0, self.grads[place.name].shape[-2])
+        index = (*place.within(tuple(self.grads[place.name].shape[:-2])), rows, slice(None))
+        total = self.grads[place.name][index]
+        if self._narrow:
+            total = self.call.zeros(*total.shape)
+        written = contribution.add_to(total, rows.start, fresh=True)
+        if self._narrow or written is not total:
+            values = cast(self.call.xp, written, self.call.query.dtype)
+            self.grads[place.name] = put(self.grads[place.name], index, values)
+
+    def begin(self, place: Place) -> bool:
+        """Whether this is the first time, so that nothing was added there yet."""
+        first = place not in self._begun
+        self._begun.add(place)
+        return first
+
+    def places(self, chunks: list[Chunk]) -> set[Place]:
+        """Where the chunks may add to, if there will be sums apart."""
+        if not self._narrow:
+            return set()
+        return {self.place(name, chunk.heads) for chunk in chunks for name in self.grads}
+
+    def place(self, name: str, heads: Heads) -> Place:
+        """Where what some heads contribute to an input's gradient belongs."""
+        lead = self.grads[name].shape[:-2]
+        first = tuple(0 if n == 1 else i for i, n in zip(heads.first, lead, strict=True))
+        return Place(name, first, heads.axis, 1 if lead[heads.axis] == 1 else heads.count)
+
+    def rows(self, place: Place, rows: slice) -> Array:
+        """Some rows of the sum at a place, (G, n, ·)."""
+        grad = self.grads[place.name]
+        if not self._narrow:
+            return grad[(*place.within(tuple(grad.shape[:-2])), rows, slice(None))]
+        if place not in self.unfinished:
+            self.unfinished[place] = self.call.zeros(place.count, *grad.shape[-2:])
+        return self.unfinished[place][:, rows, :]
+
+    def put(self, place: Place, rows: slice, values: Array) -> None:
+        """Put a new sum in the place of some rows, where it was not added to them directly."""
+        if self._narrow:
+            whole = (slice(None), rows, slice(None))
+            self.unfinished[place] = put(self.unfinished[place], whole, values)
+        else:
+            grad = self.grads[place.name]
+            index = (*place.within(tuple(grad.shape[:-2])), rows, slice(None))
+            self.grads[place.name] = put(grad, index, values)
+
+    def finish(self, places: list[Place]) -> None:
+        """Round the sums apart that nothing will be added to any more."""
+        for place in places:
+            grad = self.grads[place.name]
+            values = cast(self.call.xp, self.unfinished.pop(place), grad.dtype)
+            index = (*place.within(tuple(grad.shape[:-2])), slice(None), slice(None))
+            self.grads[place.name] = put(grad, index, values)
+
+
+class _Share(NamedTuple):
+    """A range of rows of a gradient at one place, and what to add there, in order."""
+
+    place: Place
+    rows: slice
+    total: Array
+    """These rows, so far."""
+    contributions: list[Contribution]
+    fresh: bool
+    """Whether nothing was added there yet."""
+
+    def sum(self) -> Array:
+        """The rows with all contributions added: in place, or a new array."""
+        total, fresh = self.total, self.fresh
+        for contribution in self.contributions:
+            if fresh and not isinstance(contribution, Scattered):
+                total, fresh = _cleared(total), False
+            total, fresh = contribution.add_to(total, self.rows.start, fresh), False
+        return total
+
+
+def _cleared(total: Array) -> Array:
+    """
+    Rows that are 0, with 0 written to them.
+
+    Memory that is read before it is written is mapped twice, and between the two all threads have
+    to be interrupted.
+    """
+    return put(total, ..., 0)
+
+
+def _shares(
+    sums: _Sums, waiting: list[tuple[Place, Contribution]], threads: int
+) -> list[_Share]:
+    """What can be added independently: one place of one gradient, or a range of its rows."""
+    gathered: dict[Place, list[Contribution]] = {}
+    for place, contribution in waiting:
+        shared = contribution.heads > place.count
+        heads = [contribution.head(g) for g in range(contribution.heads)] if shared else []
+        gathered.setdefault(place, []).extend(heads or [contribution])
+    scattered = [place for place, own in gathered.items() if isinstance(own[0], Scattered)]
+    # Only threads of ours share the work here, and a device would sort anew for each range.
+    ranges = -(-threads // len(scattered)) if scattered and sums.call.ops.THREADS else 1
+    shares = []
+    for place, own in gathered.items():
+        length = sums.grads[place.name].shape[-2]
+        size = max(length, 1)
+        if place in scattered:
+            size = max(tuning.tuning.least_range, -(-size // ranges))
+        fresh = sums.begin(place)
+        for rows in slices(length, size):
+            shares.append(_Share(place, rows, sums.rows(place, rows), own, fresh))
+    return shares
