@@ -10,46 +10,36 @@ from datetime import timedelta
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-import topk_np.chunking
-import topk_np.gradients
-import topk_np.kernels.numpy
-import topk_np.kernels.numpy_select
-import topk_np.problem
-import topk_np.terms
-import topk_np.workers
 from tests.backends import Backend, selected_backends
+from topk_np.kernels import tuning
 
-# The sizes from which work is cut up, and what they are where small problems shall be cut too.
-TINY_PLANS = {
-    topk_np.chunking: {
-        "MOST_QUERIES": 4,
-        "FEWEST_QUERIES": 2,
-        "BLOCK_SCORES": 8,
-        "FEW_MORE": 0,
-        "LEAST_BLOCK": 2,
-        "LONG": 2,
-        "MOST_DEVICE_QUERIES": 4,
-        "FEWEST_DEVICE_QUERIES": 2,
-        "DEVICE_SCORES": 8,
-        "MOST_BACKWARD_QUERIES": 3,
-        "FEWEST_BACKWARD_QUERIES": 2,
-        "LONG_BACKWARD_QUERIES": 2,
-        "SHORT_SCORES": 24,
-        "PACKED_SCORES": 16,
-        "WORTH_THREADS": 0,
-    },
-    topk_np.gradients: {"LEAST_RANGE": 2},
-    topk_np.kernels.numpy: {"GATHERED_BYTES": 64, "CACHE_BYTES": 64},
-    topk_np.kernels.numpy_select: {
-        "GROUPS_PER_SLOT": 2,
-        "LEAST_GROUPS": 3,
-        "LEAST_GROUP": 2,
-        "DENSE_HITS": 3,
-    },
-    topk_np.problem: {"WORTH_THREADS": 0},
-    topk_np.terms: {"DENSE_BLOCK": 3},
-    topk_np.workers: {"SAME_PLACE": 16},
-}
+# What cuts small problems into several chunks, blocks of keys, ranges, stacks and threads.
+TINY = tuning.Tuning(
+    most_queries=4,
+    fewest_queries=2,
+    block_scores=8,
+    few_more=0,
+    least_block=2,
+    long_block=2,
+    most_backward_queries=3,
+    fewest_backward_queries=2,
+    long_backward_queries=2,
+    most_device_queries=4,
+    fewest_device_queries=2,
+    device_scores=8,
+    stack_scores=24,
+    worth_threads=0,
+    least_range=2,
+    product_keys=3,
+    short_keys=6,
+    gathered_bytes=64,
+    cache_bytes=64,
+    groups_per_slot=2,
+    least_groups=3,
+    least_group=2,
+    dense_hits=3,
+    same_place=16,
+)
 
 _QUIET = [HealthCheck.too_slow, HealthCheck.differing_executors]
 settings.register_profile("dev", max_examples=8, deadline=None, suppress_health_check=_QUIET)
@@ -101,7 +91,5 @@ def thread_order() -> Iterator[None]:
 def tiny_plans() -> Iterator[None]:
     """Cut small problems into several chunks, blocks of keys, ranges and threads."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, constants in TINY_PLANS.items():
-            for name, value in constants.items():
-                patch.setattr(module, name, value)
+        patch.setattr(tuning, "current", TINY)
         yield

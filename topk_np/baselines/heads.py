@@ -37,7 +37,7 @@ from topk_np.schedule.plan import Schedule, Workload, slices
 from topk_np.schedule.threads import MOST_TASKS, WorkerTeam, check_workers
 
 BLOCK = 128
-STACK_ROWS = 512  # of short heads, which are taken together
+PACK_ROWS = 512  # of short heads, which are taken together
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class LinearCall:
         """All queries of the heads that are worked on together."""
         call, axis = self.attention, int(np.argmax(self.attention.batch.shape))
         rows = max(call.queries, call.keys, 1)
-        batch, step = call.batch.shape, max(1, STACK_ROWS // rows)
+        batch, step = call.batch.shape, max(1, PACK_ROWS // rows)
         firsts = product(*(range(0, n, step if i == axis else 1) for i, n in enumerate(batch)))
         every = slice(0, call.queries)
         return [Chunk(Heads(i, axis, min(step, batch[axis] - i[axis])), every) for i in firsts]

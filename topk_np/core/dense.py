@@ -73,7 +73,7 @@ def backward(
     with WorkerTeam(schedule.threads(workers)) as team:
 
         def contribute(chunk: Chunk, grads: Gradients) -> None:
-            made = _weigh(call, chunk, team.scratch)
+            made = _weigh(call, chunk, {})  # not memory that is used again: it waits to be added up
             keys, (query, key, value, gate), scores, activated, linear, factors, weights = made
             dpiece = cast(xp, chunk.stack(dout)[:, chunk.rows, :], call.dtype)
 

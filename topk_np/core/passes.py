@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from concurrent.futures import Executor
 
+from array_api_compat import device
+
 from topk_np._namespace import Array, cast
 from topk_np.activations import logsumexp
 from topk_np.core.keep import Kept, keep
@@ -122,7 +124,7 @@ def backward(
             product = ops.sampled_matmul(query, key, pattern)
             dproduct = dproduct * (1 - xp.tanh(product * (call.scale / call.softcap)) ** 2)
         if call.key_bias is not None:
-            ones = xp.ones_like(dpiece[:, :, :1])
+            ones = xp.ones((*query.shape[:2], 1), dtype=call.dtype, device=device(query))
             grads.scatter("key_bias", dproduct, indices, pattern, ones)
         dproduct = dproduct if call.scale == 1 else dproduct * call.scale
         grads.scatter("key", dproduct, indices, pattern, query)

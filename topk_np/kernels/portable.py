@@ -162,7 +162,7 @@ def scatter_matmul(
     """
     xp = array_namespace(weights)
     dense, hit = _dense(weights, pattern, first, first + out.shape[1])
-    scores = xp.where(hit, 0.0, -xp.inf)
+    scores = xp.where(hit, xp.zeros_like(dense), -xp.inf)
     added = masked_matmul(*map(xp.matrix_transpose, (dense, scores)), rows)
     return added if fresh else out + added
 

@@ -64,5 +64,5 @@ class Tuning:
     """Rows a multiple of so many bytes apart compete for the same places in the first cache."""
 
 
-tuning = Tuning()
+current = Tuning()
 """Those in force. Tests swap them for ones that cut small problems into many pieces."""

@@ -52,7 +52,7 @@ class ArrayBias(Option):
         xp, (height, width) = array_namespace(dscores), self.array.shape[-2:]
         if width == 1:
             self._add_rows(grads, chunk, xp.sum(dscores, axis=2, keepdims=True), 0)
-        elif height > 1:
+        elif height != 1:
             grads.add_slots("bias", chunk.rows.start, dscores, indices)
         else:
             where = {"dtype": dscores.dtype, "device": device(dscores)}
@@ -63,7 +63,7 @@ class ArrayBias(Option):
 
     def add_dense_gradients(self, grads: Any, chunk: Chunk, keys: slice, dscores: Array) -> None:
         """See `Option`."""
-        wide = self.array.shape[-1] > 1
+        wide = self.array.shape[-1] != 1
         if not wide:
             dscores = array_namespace(dscores).sum(dscores, axis=2, keepdims=True)
         self._add_rows(grads, chunk, dscores, keys.start if wide else 0)
@@ -74,7 +74,7 @@ class ArrayBias(Option):
 
     def _add_rows(self, grads: Any, chunk: Chunk, dscores: Array, column: int) -> None:
         """Add to the rows of the queries, or to the one row for all of them."""
-        if self.array.shape[-2] > 1:
+        if self.array.shape[-2] != 1:
             grads.add_rows("bias", chunk.rows.start, dscores, column)
         else:
             summed = array_namespace(dscores).sum(dscores, axis=1, keepdims=True)

@@ -89,7 +89,7 @@ class Mask(Option):
         if self.key_lengths is not None:
             lengths = chunk.numbers(self.key_lengths)
             if min(lengths) < keys.stop:
-                key = row(xp, keys.start, columns, scores)[None]
+                key = row(xp, keys.start, columns, scores)[None, ...]
                 scores = ops.hide(scores, key < over_heads(xp, lengths, scores))
         if self.query_lengths is not None:
             lengths = chunk.numbers(self.query_lengths)

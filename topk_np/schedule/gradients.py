@@ -144,7 +144,7 @@ class Product:
         """See `Contribution`."""
         low = max(first, self.start)
         high = min(first + total.shape[1], self.start + self.weights.shape[2])
-        for part in slices(max(high - low, 0), tuning.tuning.product_keys):
+        for part in slices(max(high - low, 0), tuning.current.product_keys):
             keys = slice(low - self.start + part.start, low - self.start + part.stop)
             rows = slice(low - first + part.start, low - first + part.stop)
             weights, scores = (a[..., keys].mT for a in (self.weights, self.scores))
@@ -369,8 +369,9 @@ def _shares(
     for place, own in gathered.items():
         length = sums.grads[place.name].shape[-2]
         size = max(length, 1)
-        if place in scattered:
-            size = max(tuning.tuning.least_range, -(-size // ranges))
+        # Short rows may be multiplied densely, where a part of them would round differently.
+        if place in scattered and length > tuning.current.short_keys:
+            size = max(tuning.current.least_range, -(-size // ranges))
         fresh = sums.begin(place)
         for rows in slices(length, size):
             shares.append(_Share(place, rows, sums.rows(place, rows), own, fresh))

@@ -100,7 +100,7 @@ class Workload:
     @property
     def short(self) -> bool:
         """Whether rows are so short that what is kept is written out, 0 elsewhere."""
-        limits = tuning.tuning
+        limits = tuning.current
         few = 0 < self.keys <= min(limits.short_keys, limits.short_share * self.slots)
         return few and self.queries * self.keys <= limits.stack_scores
 
@@ -142,12 +142,12 @@ class Workload:
     @property
     def dense_row_bytes(self) -> int:
         """Scratch of one query of a task of the dense function, whose slots are all keys."""
-        matrices = tuning.tuning.dense_matrices + self.score_matrices - 1 + self.slot_matrices
+        matrices = tuning.current.dense_matrices + self.score_matrices - 1 + self.slot_matrices
         return matrices * max(self.keys, 1) * self.itemsize
 
     def _gathered_bytes(self, rows: int) -> int:
         row = self.slots * self.width // 2 * self.itemsize
-        return max(row, min(tuning.tuning.gathered_bytes, rows * row))
+        return max(row, min(tuning.current.gathered_bytes, rows * row))
 
 
 def _fits_blas(*matrices: Array | None) -> bool:
@@ -187,7 +187,7 @@ class Schedule:
 
     def threads(self, workers: int | Executor) -> int | Executor:
         """The threads for this call: one where more are not worth starting."""
-        worth = self.threaded and self.workload.scores >= tuning.tuning.worth_threads
+        worth = self.threaded and self.workload.scores >= tuning.current.worth_threads
         return workers if worth else 1
 
     def _chunks(self, rows: int) -> list[Chunk]:
@@ -211,7 +211,7 @@ def schedule_work(
 
     `chunk_size` is an upper limit to the queries of a chunk.
     """
-    limits, budget = tuning.tuning, DEFAULT_MEMORY_BUDGET
+    limits, budget = tuning.current, DEFAULT_MEMORY_BUDGET
     if memory_budget is not None:
         budget = check_integer("memory_budget", memory_budget, least=1)
     if chunk_size is not None:
@@ -258,7 +258,7 @@ def schedule_work(
 
 def _stack(work: Workload, keys: int, share: int) -> int:
     """How many heads a chunk has where they are short, so that each does not cost a task."""
-    limits, queries = tuning.tuning, work.queries
+    limits, queries = tuning.current, work.queries
     if work.whole_budget:
         most = limits.most_device_queries // queries
     elif work.short:
@@ -289,7 +289,7 @@ def schedule_dense(call: Call, chunk_size: Any = None, memory_budget: Any = None
     rows = max(1, min(rows, work.queries))
     heads, scores = 1, work.queries * work.keys
     if chunk_size is None and memory_budget is None and scores:
-        limits = tuning.tuning
+        limits = tuning.current
         most = limits.device_scores if work.whole_budget else limits.stack_scores
         heads = max(1, min(work.batch[work.axis], most // scores))
     held = work.dense_row_bytes * rows * heads

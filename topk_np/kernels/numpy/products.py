@@ -40,7 +40,7 @@ def _scratch(scratch: dict[str, Array], name: str, shape: tuple[int, int, int], 
     """An array with arbitrary contents, in a buffer used again: fresh ones cost page faults."""
     heads, rows, columns = shape
     # BLAS writes several rows at once, which must not all go to the same places of a cache.
-    same_place = columns * np.dtype(dtype).itemsize % tuning.tuning.same_place == 0
+    same_place = columns * np.dtype(dtype).itemsize % tuning.current.same_place == 0
     apart = columns + APART * same_place
     size = heads * rows * apart
     buffer = scratch.get(name)
@@ -57,8 +57,8 @@ class Pattern:
     def __init__(self, indices: Array, keys: int) -> None:
         self.indices = indices
         self.shape = (*indices.shape[:2], keys)
-        few = 0 < keys <= tuning.tuning.short_keys
-        self.short = few and keys <= tuning.tuning.short_share * indices.shape[2]
+        few = 0 < keys <= tuning.current.short_keys
+        self.short = few and keys <= tuning.current.short_share * indices.shape[2]
         self._written: tuple[Any, Any] = (None, None)
 
     @cached_property
@@ -125,7 +125,7 @@ def _csr_times(csr: tuple[Array, Array, Array], matrix: Array, out: Array, slots
     """Add a sparse matrix times a dense one to `out`."""
     multiply = sparsetools().csr_matvecs
     by_key = SLOTS_BY_KEY * slots >= matrix.shape[0]
-    if by_key and matrix.nbytes > tuning.tuning.cache_bytes:
+    if by_key and matrix.nbytes > tuning.current.cache_bytes:
         # Each key for all queries that keep it: the processor foresees the order in memory.
         multiply, csr = sparsetools().csc_matvecs, _by_column(csr, matrix.shape[0])
     multiply(out.shape[0], *matrix.shape, *csr, matrix.reshape(-1), out.reshape(-1))
@@ -151,7 +151,7 @@ def _gathered(indices: Array, values: Array, dtype: Any) -> Iterator[tuple[slice
     k, width = indices.shape[1], values.shape[1]
     if values.shape[0] == 0 or k == 0:
         return
-    size = max(1, tuning.tuning.gathered_bytes // max(1, k * width * dtype.itemsize))
+    size = max(1, tuning.current.gathered_bytes // max(1, k * width * dtype.itemsize))
     buffer = np.empty((min(size, indices.shape[0]), k, width), values.dtype)
     for start in range(0, indices.shape[0], size):
         block = slice(start, start + size)
@@ -193,7 +193,7 @@ def _add_transposed(csr: tuple[Array, Array, Array], rows: Array, out: Array, fi
     # Rows of a matrix are columns of its transpose, so that nothing has to be put in order.
     multiply = sparsetools().csc_matvecs
     reached = int(columns.max(initial=-1)) + 1
-    if first > 0 or reached > last or out.nbytes > tuning.tuning.cache_bytes:
+    if first > 0 or reached > last or out.nbytes > tuning.current.cache_bytes:
         ends, columns, entries = _by_column(csr, max(last, reached))
         multiply, ends = sparsetools().csr_matvecs, ends[first : last + 1]
     shape = *out.shape[:1], *rows.shape

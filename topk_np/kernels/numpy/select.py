@@ -43,9 +43,9 @@ def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
     if scores.shape[0] == 0 or k == 0:
         return no_slots(scores.shape[0], k, scores.dtype)
     scores = by_row(scores)
-    groups = tuning.tuning.groups_per_slot * k
+    groups = tuning.current.groups_per_slot * k
     size = scores.shape[1] // groups
-    if size < tuning.tuning.least_group:
+    if size < tuning.current.least_group:
         return _select_short(scores, k)
     floor = _group_floor(scores, groups, size, k)
     hits = _find(scores, k, floor)
@@ -54,9 +54,9 @@ def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
 
 def floor_of(scores: Array, k: int) -> Array:
     """(R,): what k entries of each row exceed and few more, where so many are above -inf."""
-    groups = max(tuning.tuning.groups_per_slot * k, tuning.tuning.least_groups)
+    groups = max(tuning.current.groups_per_slot * k, tuning.current.least_groups)
     size = scores.shape[1] // groups
-    if size < tuning.tuning.least_group:
+    if size < tuning.current.least_group:
         return just_below(kth_largest(scores.copy(), k))
     return _group_floor(scores, groups, size, k)
 
@@ -90,7 +90,7 @@ def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     hits = below.size - np.count_nonzero(below)
     if hits > rows * most_hits(k):  # many equal the k-th
         return select_by_row(scores, k, np.full(rows, -np.inf, scores.dtype))
-    sparse = columns > tuning.tuning.dense_hits * k
+    sparse = columns > tuning.current.dense_hits * k
     flat = positions(below) if sparse else np.flatnonzero(~below[: scores.size])
     if hits == rows * k and row_gap(scores) == 0 and not kth.min() == -np.inf:
         # No row has fewer, so each has k.
