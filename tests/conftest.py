@@ -28,6 +28,7 @@ TINY = tuning.Tuning(
     fewest_device_queries=2,
     device_scores=8,
     stack_scores=24,
+    short_scores=24,
     worth_threads=0,
     least_range=2,
     product_keys=3,

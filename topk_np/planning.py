@@ -179,7 +179,7 @@ def _scratch(
     held = work.held_bytes(rows)
     busy = work.backward_bytes(rows) - held + stack
     forward = work.forward_bytes(heads * schedule.chunk_size, schedule.key_block) + stack // 4
-    tasks, backward_tasks = len(schedule.chunks()), len(schedule.backward_chunks())
+    tasks, backward_tasks = len(schedule.chunks), len(schedule.backward_chunks)
     return (
         min(threads, tasks) * forward,
         min(in_flight, backward_tasks) * held + min(threads, backward_tasks) * busy,

@@ -56,7 +56,7 @@ def forward(
             if lse is not None:
                 lse.put(chunk, logsumexp(made.scores))
 
-        team.map(compute, schedule.chunks())
+        team.map(compute, schedule.chunks)
     return out.array
 
 
@@ -112,7 +112,7 @@ def backward(
                 dquery = dquery + ops.masked_matmul(dscores, scores, gate)
             grads.add_rows("query", chunk.rows.start, dquery)
 
-        return sum_gradients(call, contribute, schedule.backward_chunks(), team, team.threads)
+        return sum_gradients(call, contribute, schedule.backward_chunks, team, team.threads)
 
 
 def _weigh(call: Call, chunk: Chunk, scratch: dict[str, Array]) -> _Weighed:

@@ -30,11 +30,11 @@ def keep(
     """The best keys of each query of a chunk, from the scores of `block` keys at a time."""
     assert call.rule is not None
     xp, ops, rule = call.xp, call.ops, call.rule
-    best = ops.RunningTopK(rule.k)
     # p = 1 keeps all, even if the rounded share never reaches 1.
     share = None if rule.p in (None, 1) or call.keys == 0 else _Share(xp)
     always = None if call.always is None else _SetAside(call, chunk, inputs)
     seen = visible(call, chunk)
+    best = ops.RunningTopK(rule.k, seen.stop - seen.start)
     blocks = [
         slice(seen.start + part.start, seen.start + part.stop)
         for part in slices(seen.stop - seen.start, block)

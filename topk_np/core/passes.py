@@ -74,7 +74,7 @@ def forward(
             if lse is not None:
                 lse.put(chunk, logsumexp(mine.scores))
 
-        team.map(compute, schedule.chunks())
+        team.map(compute, schedule.chunks)
     return out.array
 
 
@@ -135,4 +135,4 @@ def backward(
         grads.add_rows("query", chunk.rows.start, dquery)
 
     with WorkerTeam(schedule.threads(workers)) as team:
-        return sum_gradients(call, contribute, schedule.backward_chunks(), team)
+        return sum_gradients(call, contribute, schedule.backward_chunks, team)

@@ -31,7 +31,7 @@ def each_chunk(
             seen = visible(call, chunk)
             measure(chunk, scores_of(call, chunk, inputs_of(call, chunk), seen, team.scratch))
 
-        team.map(work, schedule.chunks())
+        team.map(work, schedule.chunks)
 
 
 def set_aside(call: Call, chunk: Chunk, weights: Array) -> tuple[Array, Array]:

@@ -91,7 +91,8 @@ class RunningTopK:
 
     select = staticmethod(select)
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, columns: int) -> None:
+        """Of rows with `columns` scores in all."""
         self._k = k
         self._best: list[Array] = []  # values, indices and others (G, C, K) of the best so far
 

@@ -32,7 +32,7 @@ class Tuning:
     device_scores: int = 2**27
     stack_queries: int = 512
     """Queries of all heads of a stack."""
-    stack_scores: int = 2**16
+    stack_scores: int = 2**17
     """Scores of all heads of a stack whose rows are short."""
     dense_matrices: int = 10
     """Matrices of the size of a chunk's scores that the dense backward pass holds."""
@@ -50,6 +50,8 @@ class Tuning:
     """A matrix larger than this is read key by key, the order in which it lies in memory."""
     short_keys: int = 512
     """Keys of rows for which a product with all values may cost less than gathering some."""
+    short_scores: int = 2**16
+    """Scores of a head in which all rows are short."""
     short_share: int = 32
     """It does where at least one in so many of the keys is kept."""
     groups_per_slot: int = 4

@@ -276,7 +276,7 @@ def ffn_call(
         xp.reshape(plain(x), (1, math.prod(x.shape[:-1]), width)),
         plain(keys)[None, ...],
         plain(values)[None, ...],
-        Batch((), ((),)),
+        Batch.apart(()),
         compute_dtype(xp, x),
         {},
         activation,

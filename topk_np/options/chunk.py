@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +40,16 @@ class Heads(NamedTuple):
 
     def within(self, lead: Shape) -> tuple[int | slice, ...]:
         """Their place in an array with leading axes `lead`, which broadcast: (G or 1, ...)."""
-        last = self.first[self.axis] + self.count
-        return tuple(
-            (slice(i, last) if length > 1 else slice(0, 1))
-            if axis == self.axis
-            else (i if length > 1 else 0)
-            for axis, (i, length) in enumerate(zip(self.first, lead, strict=True))
-        )
+        return _within(self, lead)
+
+
+@lru_cache(4096)  # asked for every array of every chunk
+def _within(heads: Heads, lead: Shape) -> tuple[int | slice, ...]:
+    place: list[int | slice] = [i if n > 1 else 0 for i, n in zip(heads.first, lead, strict=True)]
+    first = place[heads.axis]
+    last = heads.first[heads.axis] + heads.count if lead[heads.axis] > 1 else 1
+    place[heads.axis] = slice(first, last)
+    return tuple(place)
 
 
 class Chunk(NamedTuple):
@@ -61,8 +65,7 @@ class Chunk(NamedTuple):
 
     def stack(self, array: Array) -> Array:
         """(G, n, ·): the heads' matrices of an array (*batch, n, ·); a view."""
-        whole = (slice(None), slice(None))
-        own = array[(*self.heads.within(tuple(array.shape[:-2])), *whole)]
+        own = array[(*self.heads.within(tuple(array.shape[:-2])), ...)]
         if own.shape[0] == self.heads.count:
             return own
         return array_namespace(array).broadcast_to(own, (self.heads.count, *own.shape[1:]))
@@ -141,13 +144,16 @@ def check_lead_integers(name: str, given: Any, query: Array, batch: Shape) -> in
     return to_numpy(given).astype(np.int64)
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """The leading axes of a call, and the fewer axes that its heads are numbered by."""
 
     lead: Shape
     """As the caller has them."""
     groups: tuple[tuple[int, ...], ...]
     """Which of these axes make one."""
+    shape: Shape
+    """The lengths of the batch axes, of which there is at least one."""
 
     @classmethod
     def of(cls, lead: Shape, arrays: Iterable[Array], copied: Iterable[Array] = ()) -> Batch:
@@ -156,6 +162,8 @@ class Batch(NamedTuple):
 
         Of `arrays` (..., n, ·) and those that may be `copied` the leading axes broadcast to `lead`.
         """
+        if len(lead) == 1:
+            return cls.apart(lead)
         patterns = [_lead_of(array, lead, True) for array in arrays]
         patterns += [_lead_of(array, lead, False) for array in copied]
         groups: list[list[int]] = []
@@ -166,33 +174,33 @@ class Batch(NamedTuple):
                 groups[-1].append(axis)
             else:
                 groups.append([axis])
-        return cls(lead, tuple(map(tuple, groups)) or ((),))
+        joined = tuple(map(tuple, groups)) or ((),)
+        return cls(lead, joined, _joined(lead, joined))
 
     @classmethod
     def apart(cls, lead: Shape) -> Batch:
         """Each leading axis by itself."""
-        return cls(lead, tuple((axis,) for axis in range(len(lead))) or ((),))
-
-    @property
-    def shape(self) -> Shape:
-        """The lengths of the batch axes, of which there is at least one."""
-        return self.joined(self.lead)
-
-    def joined(self, lead: Shape) -> Shape:
-        """The lengths of the batch axes, for leading axes that broadcast."""
-        full = (1,) * (len(self.lead) - len(lead)) + lead
-        return tuple(math.prod(full[axis] for axis in group) for group in self.groups)
+        groups = tuple((axis,) for axis in range(len(lead))) or ((),)
+        return cls(lead, groups, _joined(lead, groups))
 
     def fold(self, xp: Namespace, array: Array) -> Array:
         """An array (..., n, ·) as (*batch, n, ·)."""
         *lead, rows, width = array.shape
-        return xp.reshape(array, (*self.joined(tuple(lead)), rows, width))
+        if len(lead) == len(self.lead) == len(self.groups):
+            return array
+        full = (1,) * (len(self.lead) - len(lead)) + tuple(lead)
+        return xp.reshape(array, (*_joined(full, self.groups), rows, width))
 
     def fold_numbers(self, numbers: int | np.ndarray) -> int | np.ndarray:
         """Numbers over the leading axes as numbers over all batch axes."""
         if isinstance(numbers, int):
             return numbers
         return np.broadcast_to(numbers, self.lead).reshape(self.shape)
+
+
+def _joined(lead: Shape, groups: tuple[tuple[int, ...], ...]) -> Shape:
+    """The lengths of axes that each stand for a group of the leading ones."""
+    return tuple(math.prod(lead[axis] for axis in group) for group in groups)
 
 
 def _lead_of(array: Array, lead: Shape, strict: bool) -> tuple[Shape, Mapping[int, int] | None]:

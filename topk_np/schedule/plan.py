@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
@@ -102,7 +103,7 @@ class Workload:
         """Whether rows are so short that what is kept is written out, 0 elsewhere."""
         limits = tuning.current
         few = 0 < self.keys <= min(limits.short_keys, limits.short_share * self.slots)
-        return few and self.queries * self.keys <= limits.stack_scores
+        return few and self.queries * self.keys <= limits.short_scores
 
     def forward_bytes(self, rows: int, keys: int) -> int:
         """Scratch of one task of the forward pass, for so many rows of all its heads."""
@@ -177,10 +178,12 @@ class Schedule:
     threaded: bool = True
     """Whether the engine can use several threads."""
 
+    @cached_property
     def chunks(self) -> list[Chunk]:
         """The chunks of the forward pass."""
         return self._chunks(self.chunk_size)
 
+    @cached_property
     def backward_chunks(self) -> list[Chunk]:
         """The chunks of the backward pass."""
         return self._chunks(self.backward_chunk_size)
@@ -211,11 +214,18 @@ def schedule_work(
 
     `chunk_size` is an upper limit to the queries of a chunk.
     """
-    limits, budget = tuning.current, DEFAULT_MEMORY_BUDGET
+    budget = DEFAULT_MEMORY_BUDGET
     if memory_budget is not None:
         budget = check_integer("memory_budget", memory_budget, least=1)
     if chunk_size is not None:
         chunk_size = check_integer("chunk_size", chunk_size, least=1)
+    return _schedule(work, chunk_size, budget, threaded, tuning.current)
+
+
+@lru_cache(256)
+def _schedule(
+    work: Workload, chunk_size: int | None, budget: int, threaded: bool, limits: tuning.Tuning
+) -> Schedule:
     share = budget // work.tasks
     keys = max(work.keys, 1)
     least_keys = keys if work.whole_rows else min(keys, max(limits.least_block, 4 * work.slots))

@@ -19,6 +19,7 @@ from topk_np.kernels.numpy.rowwise import (
     relu,
     relu_vjp,
     softmax,
+    softmax_vjp,
     take_slots,
     tanh,
     toeplitz,
@@ -26,7 +27,7 @@ from topk_np.kernels.numpy.rowwise import (
 )
 from topk_np.kernels.numpy.running import RunningTopK
 from topk_np.kernels.numpy.select import select
-from topk_np.kernels.portable import masked_matmul, softmax_vjp
+from topk_np.kernels.portable import masked_matmul
 from topk_np.kernels.threefry import threefry
 
 THREADS = True

@@ -19,6 +19,7 @@ from topk_np._namespace import Array
 from topk_np.kernels import tuning
 
 SLOTS_BY_KEY = 4  # times the kept slots are the keys at most, where reading by key pays
+COPIED = 64 * 64  # numbers of a small matrix
 APART = 16  # numbers between rows of scores that would compete for the same places of a cache
 
 
@@ -30,7 +31,7 @@ def product(query: Array, key: Array, scale: float, scratch: Any, name: str) -> 
         query = query * query.dtype.type(scale)
     if key.itemsize not in key.strides[1:] or 0 in key.strides[1:]:
         key = np.ascontiguousarray(key)  # BLAS needs one axis without gaps, and no repetition
-    np.matmul(query, key.mT, out=scores)
+    np.matmul(query, _transposed(key), out=scores)
     if not exact:
         scores *= scale
     return scores
@@ -51,6 +52,12 @@ def _scratch(scratch: dict[str, Array], name: str, shape: tuple[int, int, int], 
     return buffer[:size].reshape(heads, rows, apart)[..., :columns]
 
 
+def _transposed(matrices: Array) -> Array:
+    """(G, V, n) from (G, n, V); copied if small, since BLAS then takes half the time for it."""
+    small = matrices.shape[0] > 1 and matrices[0].size <= COPIED
+    return np.ascontiguousarray(matrices.mT) if small else matrices.mT
+
+
 class Pattern:
     """Where a row-sparse matrix (G, C, N) has entries."""
 
@@ -58,7 +65,8 @@ class Pattern:
         self.indices = indices
         self.shape = (*indices.shape[:2], keys)
         few = 0 < keys <= tuning.current.short_keys
-        self.short = few and keys <= tuning.current.short_share * indices.shape[2]
+        kept = keys <= tuning.current.short_share * indices.shape[2]
+        self.short = few and kept and indices.shape[1] * keys <= tuning.current.short_scores
         self._written: tuple[Any, Any] = (None, None)
 
     @cached_property
@@ -67,33 +75,42 @@ class Pattern:
         last = self.indices[..., -1:]
         return self.indices >= 0 if last.size and last.min() < 0 else None
 
-    @cached_property
-    def flat(self) -> Array:
-        """Places of the used slots in the whole matrix, (G, C, K) if all are in use, else (·,)."""
-        rows = np.arange(0, math.prod(self.shape), max(self.shape[2], 1))
-        flat = self.indices + rows.reshape(*self.shape[:2], 1)
-        return flat if self.used is None else flat[self.used]
-
     def written(self, weights: Array) -> Array:
         """(G, C, N): the matrix with these weights; that of the last weights is remembered."""
         of, matrix = self._written
         if of is not weights:
             matrix = np.zeros(self.shape, weights.dtype)
-            matrix.reshape(-1)[self.flat] = weights if self.used is None else weights[self.used]
+            heads, rows, columns = self.shape
+            csr = self.csr(slice(None), weights)
+            sparsetools().csr_todense(heads * rows, columns, *csr, matrix.reshape(-1))
             self._written = weights, matrix
         return matrix
 
-    def csr(self, head: int, weights: Array) -> tuple[Array, Array, Array]:
-        """A head's matrix as compressed sparse rows: where they end, columns, entries."""
+    def csr(self, head: int | slice, weights: Array) -> tuple[Array, Array, Array]:
+        """
+        A head's matrix as compressed sparse rows: where they end, columns, entries.
+
+        Of all heads, one below the other, for a slice.
+        """
         indices, weights = self.indices[head], weights[head]
-        rows, k = indices.shape
+        k = indices.shape[-1]
         if self.used is None:
-            ends = np.arange(rows + 1, dtype=np.int32) * np.int32(k)
-            return ends, indices.reshape(-1), weights.reshape(-1)
+            ends = np.arange(indices.size // max(k, 1) + 1, dtype=np.int32)
+            return ends * np.int32(k), indices.reshape(-1), weights.reshape(-1)
         used = self.used[head]
-        ends = np.zeros(rows + 1, np.int32)
-        np.cumsum(np.count_nonzero(used, axis=1), out=ends[1:])
+        counts = np.count_nonzero(used, axis=-1).reshape(-1)
+        ends = np.zeros(counts.size + 1, np.int32)
+        np.cumsum(counts, out=ends[1:])
         return ends, indices[used], weights[used]
+
+    def sample(self, matrix: Array) -> Array:
+        """(G, C, K): the entries of a whole matrix (G, C, N) in the slots; 0 in unused ones."""
+        rows = np.arange(0, matrix.size, self.shape[2]).reshape(*self.shape[:2], 1)
+        # An unused slot takes any entry at first.
+        sampled = np.take(matrix.reshape(-1), self.indices + rows, mode="clip")
+        if self.used is not None:
+            sampled[~self.used] = 0
+        return sampled
 
 
 pattern = Pattern
@@ -133,11 +150,9 @@ def _csr_times(csr: tuple[Array, Array, Array], matrix: Array, out: Array, slots
 
 def sampled_matmul(rows: Array, values: Array, pattern: Pattern) -> Array:
     """(G, C, K): the entries of ``rows valuesᵀ`` in the used slots, 0 in the others."""
-    out = np.zeros(pattern.indices.shape, rows.dtype)
     if pattern.short:
-        every = (rows @ values.astype(rows.dtype, copy=False).mT).reshape(-1)
-        out[... if pattern.used is None else pattern.used] = every[pattern.flat]
-        return out
+        return pattern.sample(rows @ _transposed(values.astype(rows.dtype, copy=False)))
+    out = np.zeros(pattern.indices.shape, rows.dtype)
     for head, matrix in enumerate(values):
         for some, gathered in _gathered(pattern.indices[head], matrix, rows.dtype):
             np.matmul(gathered, rows[head, some, :, None], out=out[head, some, :, None])

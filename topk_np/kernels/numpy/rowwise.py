@@ -79,6 +79,15 @@ def softmax(scores: Array) -> Array:
     return weights
 
 
+def softmax_vjp(weights: Array, dweights: Array) -> Array:
+    """``weights * (dweights - sum(weights * dweights))``, row by row."""
+    dscores = weights * dweights
+    total = dscores @ np.ones((dscores.shape[-1], 1), dscores.dtype)
+    np.subtract(dweights, total, out=dscores)
+    dscores *= weights
+    return dscores
+
+
 def relu(scores: Array) -> Array:
     """What is above 0, or NaN; a masked score is neither."""
     return np.maximum(scores, 0)

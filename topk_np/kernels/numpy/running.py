@@ -32,11 +32,15 @@ from topk_np.kernels.numpy.products import sparsetools
 from topk_np.kernels.numpy.select import floor_of, select_by_row, select_rows
 
 
+MERGED = 1.5  # times k hits wait in a row until they are: later costs less, earlier prunes more
+
+
 class RunningTopK:
     """The k best of each row of scores that come in blocks of columns, from left to right."""
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, columns: int) -> None:
         self._k = k
+        self._columns = columns
         self._lead: tuple[int, ...] = ()
         self._floor: Array | None = None
         self._best: list[Array] = []  # indices, values and others (R, K), of the last merge
@@ -46,12 +50,16 @@ class RunningTopK:
         """Take in a block (G, C, n) from column `start` on; `others` are kept where it is."""
         self._lead, columns = scores.shape[:-1], scores.shape[-1]
         matrices = [array.reshape(math.prod(self._lead), columns) for array in (scores, *others)]
-        if not self._best:
+        if self._floor is None and columns >= self._columns:  # the only block
             self._best = _select(matrices, self._k, start)
             return
-        if self._floor is None or self._waiting >= self._k:  # later costs less, earlier prunes more
-            self._raise_floor()
         scores, *others = map(by_row, matrices)
+        if self._floor is None:
+            self._floor = floor_of(scores, min(self._k, columns))
+            if columns < self._k:
+                self._floor[...] = -np.inf
+        elif self._waiting >= MERGED * self._k:
+            self._raise_floor()
         rows, floor = scores.shape[0], self._floor
         flat = positions(at_most(scores, floor), most=rows * few_hits(self._k))
         if flat is None:  # scores that rise from block to block, as of nearer and nearer keys
@@ -92,7 +100,7 @@ class RunningTopK:
         """Keep the k best of what was the best and what was found since."""
         if not self._hits:
             return
-        hits = [_ravel(self._best), *self._hits]
+        hits = [*([_ravel(self._best)] if self._best else []), *self._hits]
         kinds = [[*arrays] for arrays in zip(*hits, strict=True)]
         self._best, self._hits, hits = [], [], []
         rows, values = _joined(kinds[0]), _joined(kinds[2])

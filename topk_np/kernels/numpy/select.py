@@ -17,7 +17,6 @@ from topk_np.kernels.numpy.hits import (
     Hits,
     at_most,
     by_row,
-    drop_ties,
     hits_at,
     in_slots,
     just_below,
@@ -91,13 +90,26 @@ def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     if hits > rows * most_hits(k):  # many equal the k-th
         return select_by_row(scores, k, np.full(rows, -np.inf, scores.dtype))
     sparse = columns > tuning.current.dense_hits * k
-    flat = positions(below) if sparse else np.flatnonzero(~below[: scores.size])
-    if hits == rows * k and row_gap(scores) == 0 and not kth.min() == -np.inf:
-        # No row has fewer, so each has k.
-        flat = flat.reshape(rows, k)
-        indices = flat - np.arange(0, scores.size, columns)[:, None]
-        return scores.reshape(-1)[flat], indices.astype(np.int32)
-    return in_slots(drop_ties(hits_at(scores, flat), k), k)
+    hit = ~below[: scores.size].reshape(rows, columns)
+    if hits > rows * k:
+        _drop_ties(scores, kth, hit, k)
+    flat = positions(below) if sparse and hits <= rows * k else np.flatnonzero(hit)
+    if flat.size == rows * k and row_gap(scores) == 0:
+        if not kth.min() == -np.inf:  # no row has fewer than k, so each has k
+            flat = flat.reshape(rows, k)
+            indices = flat - np.arange(0, scores.size, columns)[:, None]
+            return np.take(scores.reshape(-1), flat, mode="clip"), indices.astype(np.int32)
+    return in_slots(hits_at(scores, flat), k)
+
+
+def _drop_ties(scores: Array, kth: Array, hit: Array, k: int) -> None:
+    """Take back the last hits of each row that has too many: of those equal to its k-th."""
+    spare = np.count_nonzero(hit, axis=1) - k
+    some = np.flatnonzero(spare > 0)
+    own, kth = hit[some], kth[some, None]
+    equal = own & ((scores[some] == kth) | np.isnan(kth))
+    from_last = np.cumsum(equal[:, ::-1], axis=1, dtype=np.int32)[:, ::-1]
+    hit[some] = own & ~(equal & (from_last <= spare[some, None]))
 
 
 def select_by_row(scores: Array, k: int, floor: Array) -> tuple[Array, Array]:
