@@ -11,8 +11,8 @@ from topk_np._namespace import Array
 from topk_np.kernels import portable
 from topk_np.kernels.numpy.hits import by_row, raveled, row_gap
 
-# Where the largest score of each row is between these, a softmax need not take it off first.
-LEAST_EXPONENT, MOST_EXPONENT = -40.0, 40.0
+# Up to this exponent, and from this total on, a softmax need not take off the largest first.
+MOST_EXPONENT, LEAST_TOTAL = 40.0, math.exp(-40)
 
 
 def hide(scores: Array, allowed: Array) -> Array:
@@ -61,29 +61,31 @@ def softmax(scores: Array) -> Array:
     """Row-wise softmax; a row without allowed scores is all 0."""
     if scores.size == 0:
         return scores
-    ones = np.ones((scores.shape[-1], 1), scores.dtype)
-    if scores.max() < MOST_EXPONENT:  # not with NaN
-        weights = np.exp(scores)
+    rows = scores.reshape(-1, scores.shape[-1])
+    ones = np.ones((rows.shape[1], 1), scores.dtype)
+    if rows.max() < MOST_EXPONENT:  # not with NaN
+        weights = np.exp(rows)
         total = weights @ ones
-        if total.min() > math.exp(LEAST_EXPONENT):
+        if total.min() > LEAST_TOTAL:
             weights /= total
-            return weights
+            return weights.reshape(scores.shape)
     # Too large or too small for exp: the largest of each row is taken off.
-    largest = scores.max(axis=-1, keepdims=True)
+    largest = rows.max(axis=1, keepdims=True)
     largest[largest == -np.inf] = 0
-    weights = scores - largest
+    weights = rows - largest
     np.exp(weights, out=weights)
     total = weights @ ones
     total[total == 0] = 1
     weights /= total
-    return weights
+    return weights.reshape(scores.shape)
 
 
 def softmax_vjp(weights: Array, dweights: Array) -> Array:
     """``weights * (dweights - sum(weights * dweights))``, row by row."""
-    dscores = weights * dweights
-    total = dscores @ np.ones((dscores.shape[-1], 1), dscores.dtype)
-    np.subtract(dweights, total, out=dscores)
+    dscores = (weights * dweights).reshape(-1, weights.shape[-1])
+    total = dscores @ np.ones((dscores.shape[1], 1), dscores.dtype)
+    np.subtract(dweights.reshape(dscores.shape), total, out=dscores)
+    dscores = dscores.reshape(weights.shape)
     dscores *= weights
     return dscores
 

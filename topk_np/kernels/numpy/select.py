@@ -96,9 +96,10 @@ def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     flat = positions(below) if sparse and hits <= rows * k else np.flatnonzero(hit)
     if flat.size == rows * k and row_gap(scores) == 0:
         if not kth.min() == -np.inf:  # no row has fewer than k, so each has k
-            flat = flat.reshape(rows, k)
-            indices = flat - np.arange(0, scores.size, columns)[:, None]
-            return np.take(scores.reshape(-1), flat, mode="clip"), indices.astype(np.int32)
+            values = np.take(scores.reshape(-1), flat, mode="clip").reshape(rows, k)
+            indices = flat.astype(np.int32).reshape(rows, k)
+            indices -= np.arange(0, scores.size, columns, dtype=np.int32)[:, None]
+            return values, indices
     return in_slots(hits_at(scores, flat), k)
 
 
