@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, cast, zeros
 from topk_np.options.call import Call
-from topk_np.options.chunk import Chunk
+from topk_np.options.chunk import Chunk, Output
 
 
 class Inputs(NamedTuple):
@@ -30,6 +30,12 @@ def inputs_of(call: Call, chunk: Chunk) -> Inputs:
         chunk.stack(call.value),
         None if call.gate is None else chunk.stack(call.gate),
     )
+
+
+def output_of(call: Call, width: int, dtype: Any = None) -> Output:
+    """An array (*batch, Q, width) of zeros, of the computing dtype unless told otherwise."""
+    dtype = call.dtype if dtype is None else dtype
+    return Output(zeros(call.xp, (*call.batch.shape, call.queries, width), dtype, call.query))
 
 
 def visible(call: Call, chunk: Chunk) -> slice:
