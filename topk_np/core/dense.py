@@ -23,7 +23,7 @@ from topk_np.schedule.threads import WorkerTeam
 
 
 class _Weighed(NamedTuple):
-    """The forward pass of a chunk up to its weights, for the n keys that any of its queries sees."""
+    """The forward pass of a chunk up to its weights, for the n keys that its queries see."""
 
     keys: slice
     inputs: Inputs

@@ -79,6 +79,6 @@ def linear_of(call: Call, inputs: Inputs, keys: slice, scratch: dict[str, Array]
 
 
 def _key_bias(call: Call, keys: slice) -> Array:
-    """(1, 1, n)"""
+    """The bias of some keys, (1, 1, n)."""
     assert call.key_bias is not None
     return cast(call.xp, call.xp.matrix_transpose(call.key_bias[:, keys, :]), call.dtype)

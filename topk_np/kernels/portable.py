@@ -145,7 +145,7 @@ def gather_matmul(weights: Array, pattern: Array, values: Array) -> Array:
 
 
 def sampled_matmul(rows: Array, values: Array, pattern: Array) -> Array:
-    """(G, C, K): the entries of ``rows valuesᵀ`` (G, C, V) x (G, V, N) in the used slots, else 0."""
+    """(G, C, K): the entries of ``rows valuesᵀ`` (G, C, N) in the used slots, else 0."""
     xp = array_namespace(rows)
     products = xp.sum(rows[:, :, None, :] * _gather(pattern, values), axis=3)
     return xp.where(pattern < 0, 0.0, products)

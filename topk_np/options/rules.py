@@ -48,7 +48,7 @@ def check_share(k: Any, p: Any, max_k: Any) -> KeepRule:
 
 @dataclass(frozen=True, eq=False)
 class AlwaysKept:
-    """Keys kept in addition to the best: the first of all, and the nearest at or before the query."""
+    """Keys kept in addition to the best: the first of all, and the nearest up to the query."""
 
     sinks: int
     local: int
@@ -141,9 +141,7 @@ class Share:
         before = cumulative_sum(xp, weights) - weights
         if not isinstance(held, float):
             before = before + xp.sum(held, axis=2, keepdims=True)
-        enough = (before >= self._p) & (
-            before > 0
-        )  # not with NaN; the first always stays
+        enough = (before >= self._p) & (before > 0)  # not with NaN; the first always stays
         enough = xp.take_along_axis(enough, xp.argsort(order, axis=2), axis=2)
         return xp.where(enough, -xp.inf, kept), xp.where(enough, -1, indices)
 

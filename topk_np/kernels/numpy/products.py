@@ -178,7 +178,7 @@ def _gathered(indices: Array, values: Array, dtype: Any) -> Iterator[tuple[slice
 def scatter_matmul(
     weights: Array, pattern: Pattern, rows: Array, out: Array, first: int = 0, fresh: bool = False
 ) -> Array:
-    """`out` (G, n, V), in place, plus rows from `first` on of the transposed matrix times `rows`."""
+    """`out` (G, n, V), in place, plus rows from `first` on of the transposed matrix times rows."""
     if pattern.short and first == 0 and out.shape[1] == pattern.shape[2]:
         into = out if fresh and out.dtype == weights.dtype else None
         added = np.matmul(pattern.written(weights).mT, rows, out=into)

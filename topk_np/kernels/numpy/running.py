@@ -92,7 +92,7 @@ class RunningTopK:
         return float(sum(rows.size for rows, *_ in self.hits) / max(1, math.prod(self.lead)))
 
     def _raise_floor(self) -> None:
-        """Set what later scores must exceed: the k-th largest so far, -inf where there are fewer."""
+        """Set what later scores must exceed: the k-th largest so far, -inf if there are fewer."""
         if self.hits:
             self._merge()
         values = self.best[1]

@@ -85,17 +85,20 @@ def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     hits = below.size - np.count_nonzero(below)
     if hits > rows * (MOST_HITS * k + FEW):  # many equal the k-th
         return select_by_row(scores, k, np.full(rows, -np.inf, scores.dtype))
-    sparse = columns > tuning.current.dense_hits * k
-    hit = ~below[: scores.size].reshape(rows, columns)
-    if hits > rows * k:
-        _drop_ties(scores, kth, hit, k)
-    flat: Array = positions(below) if sparse and hits <= rows * k else np.flatnonzero(hit)
-    if flat.size == rows * k and row_gap(scores) == 0:
-        if not kth.min() == -np.inf:  # no row has fewer than k, so each has k
-            values = np.take(scores.reshape(-1), flat, mode="clip").reshape(rows, k)
-            indices = flat.astype(np.int32).reshape(rows, k)
-            indices -= np.arange(0, scores.size, columns, dtype=np.int32)[:, None]
-            return values, indices
+    fewer = kth.min() == -np.inf  # than k are allowed in some row
+    flat: Array
+    if not fewer and hits == rows * k and columns > tuning.current.dense_hits * k:
+        flat = positions(below)
+    else:
+        hit = ~below[: scores.size].reshape(rows, columns)
+        if fewer or hits > rows * k:
+            _drop_ties(scores, kth, hit, k)
+        flat = np.flatnonzero(hit)
+    if not fewer and flat.size == rows * k and row_gap(scores) == 0:  # so each row has k
+        values = np.take(scores.reshape(-1), flat, mode="clip").reshape(rows, k)
+        indices = flat.astype(np.int32).reshape(rows, k)
+        indices -= np.arange(0, scores.size, columns, dtype=np.int32)[:, None]
+        return values, indices
     return in_slots(hits_at(scores, flat), k)
 
 
