@@ -93,7 +93,7 @@ class Sparse:
 
     def rows(self, rng: Rng, width: int, layout: str = "plain") -> np.ndarray:
         """Rows (G, C, V), NaN where there are no slots."""
-        taking_part = self.used.any(axis=2)
+        taking_part = np.asarray(self.used.any(axis=2))
         if layout == "shared":
             taking_part[:] = taking_part.any(axis=0)
         rows = rng.standard_normal((*self.indices.shape[:2], width))
