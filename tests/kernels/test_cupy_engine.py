@@ -43,7 +43,7 @@ class Stack:
         self.counter = self.indices[:, :, :1], self.indices
 
     def running(self, *others: Any) -> Any:
-        running = engine.RunningTopK(SLOTS)
+        running = engine.RunningTopK(SLOTS, KEYS)
         for start in (0, KEYS // 2):
             block = slice(start, start + KEYS // 2)
             blocks = (array[:, :, block].copy() for array in (self.scores, *others))

@@ -107,8 +107,9 @@ class RunningTopK(portable.RunningTopK):
     what ranks above a floor, which is near the least of them and rises from block to block.
     """
 
-    def __init__(self, k: int) -> None:
-        super().__init__(k)
+    def __init__(self, k: int, columns: int) -> None:
+        """Of rows with `columns` scores in all."""
+        super().__init__(k, columns)
         self._floors: Array = None  # (G, C), ranks: see select.cu
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
