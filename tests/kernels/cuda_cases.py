@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def from_bits(bits: np.ndarray, dtype: str) -> np.ndarray:
     return bits.view(dtype)
 
 
-def draw_scores(rng: Rng, shape: tuple[int, int], dtype: str) -> np.ndarray:
+def draw_scores(rng: Rng, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Bits of scores: any bits, normal numbers, ties, special values, subnormals, mostly -inf."""
     kind = rng.integers(8)
     if kind == 0:
@@ -75,82 +76,144 @@ def draw_scores(rng: Rng, shape: tuple[int, int], dtype: str) -> np.ndarray:
 
 
 def select(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
-    """The k best of each row, with and without a floor, and not a slot beyond."""
+    """The k best of each row, which comes in blocks or as a whole, and not a slot beyond."""
     rows, columns = int(rng.integers(1, 5)), int(rng.integers(1, launch.longest))
     k = [1, columns, -(-columns // 2), int(rng.integers(1, columns + 1))][rng.integers(4)]
     bits = draw_scores(rng, (rows, columns), dtype)
-    scores = from_bits(bits, dtype)
-    floors: Any = 0
-    if rng.random() < 0.5:
-        floors = bits[:, rng.integers(columns)].copy()
-        floors[np.isnan(from_bits(floors, dtype))] = to_bits(np.asarray([np.inf]), dtype)[0]
-        bar = from_bits(floors, dtype)[:, None]
-        expected = portable.select_above(scores, k, bar[:, 0])
-    else:
-        expected = portable.select(scores, k)
+    expected = portable.select(from_bits(bits, dtype), k).indices
     kernel = cuda.instance("select", dtype)
-    room = np.full((rows, k), 7, bits.dtype), np.full((rows, k), -7, np.int32)
-    counts = np.full(rows, -7, np.int32)
-    *_, values, indices, counts = launch.start(
-        program, kernel, bits, floors, rows, columns, k, *room, counts
-    )
-    np.testing.assert_array_equal(counts, expected.counts)
-    np.testing.assert_array_equal(indices, expected.indices)
-    taken = np.take_along_axis(bits, np.where(indices < 0, 0, indices), 1)
+    blocks = int(rng.integers(1, 5))
+    edges = [0, *np.sort(rng.integers(0, columns + 1, blocks - 1)).tolist(), columns]
+    best: tuple[Any, Any] = (0, 0)
+    kept, floors = 0, 0 if blocks == 1 else ~np.zeros(rows, bits.dtype)  # to be written first
+    for start, stop in pairwise(edges):
+        slots, wanted = min(k, kept + stop - start), blocks > 1 or bool(rng.random() < 0.5)
+        if slots == 0:
+            continue
+        room = np.full((rows, slots), 7, bits.dtype), np.full((rows, slots), -7, np.int32)
+        places = np.full((rows, slots), -7, np.int32) if wanted else 0
+        given = np.ascontiguousarray(bits[:, start:stop]), rows, stop - start, start, *best, kept
+        left = launch.start(program, kernel, *given, floors, slots, *room, places)
+        if wanted:
+            *left, places = left
+            before = best[1] if kept else np.zeros((rows, 0), np.int32)
+            both = np.concatenate([before, np.tile(np.arange(start, stop), (rows, 1))], axis=1)
+            named = np.take_along_axis(both, np.where(places < 0, 0, places), 1)
+            np.testing.assert_array_equal(left[-1], np.where(places < 0, -1, named))
+        *left, values, indices = left
+        best, kept = (values, indices), slots
+        floors = left[-1] if blocks > 1 else 0
+    np.testing.assert_array_equal(best[1], expected)
+    taken = np.take_along_axis(bits, np.where(expected < 0, 0, expected), 1)
     free = to_bits(np.asarray(-np.inf), dtype)
-    np.testing.assert_array_equal(values, np.where(indices < 0, free, taken))
+    np.testing.assert_array_equal(best[0], np.where(expected < 0, free, taken))
+
+
+def hide_outside(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
+    """What lies outside of a band, the same for all heads or one of each, and nothing else."""
+    heads, rows, columns = int(rng.integers(1, 4)), *map(int, rng.integers(1, 90, 2))
+    scores = rng.normal(size=(heads, rows, columns)).astype(dtype)
+    edges: Any = rng.integers(-100, 100, (2, heads))
+    first, last = edges[:, :, None, None]
+    if rng.random() < 0.5:
+        first, last = map(int, edges[:, 0])
+        given: tuple[Any, ...] = (0, first, last)
+    else:
+        given = (edges, 0, 0)
+    diagonal = np.arange(columns) - np.arange(rows)[:, None]
+    expected = np.where((diagonal >= first) & (diagonal <= last), scores, -np.inf)
+    kernel = cuda.instance("hide_outside", dtype)
+    hidden, *_ = launch.start(program, kernel, scores, *scores.shape, *given)
+    np.testing.assert_array_equal(hidden, expected)
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """A drawn matrix (rows, columns) of k entries a row at most; unused weights are NaN."""
+    """Drawn matrices (heads, rows, keys) of k entries a row at most; unused weights are NaN."""
 
     weights: np.ndarray
     indices: np.ndarray
-    counts: np.ndarray
-    columns: int
+    keys: int
+
+    @property
+    def used(self) -> np.ndarray:
+        return np.asarray(self.indices >= 0)
 
     @property
     def dense(self) -> np.ndarray:
-        """The matrix itself, in float64."""
-        dense = np.zeros((len(self.indices), self.columns))
-        rows, slots = np.nonzero(self.indices >= 0)
-        dense[rows, self.indices[rows, slots]] = self.weights[rows, slots]
+        """The matrices themselves, in float64."""
+        dense = np.zeros((*self.indices.shape[:2], self.keys))
+        heads, rows, slots = np.nonzero(self.used)
+        places = self.indices[heads, rows, slots]
+        dense[heads, rows, places] = self.weights[heads, rows, slots]
         return dense
+
+    def entries(self, matrices: np.ndarray) -> np.ndarray:
+        """What matrices (heads, rows, keys) hold in the slots, 0 in unused ones."""
+        taken = np.take_along_axis(matrices, np.where(self.used, self.indices, 0), 2)
+        return np.where(self.used, taken, 0)
+
+    def unused_keys(self, shared: bool) -> tuple[np.ndarray, ...]:
+        """The heads and keys that no index names, of any head where these are the same memory."""
+        named = np.zeros((len(self.indices), self.keys), bool)
+        heads, rows, slots = np.nonzero(self.used)
+        named[heads, self.indices[heads, rows, slots]] = True
+        if shared:
+            named[:] = named.any(axis=0)
+        return np.nonzero(~named)
 
 
 def draw_sparse(rng: Rng, launch: Launch, dtype: str) -> Sparse:
     """Weights are small whole numbers, so that sums are exact in any order."""
-    rows, columns = int(rng.integers(1, 9)), int(rng.integers(1, 40))
-    k = int(rng.integers(1, columns + 1))
-    counts = rng.integers(0, k + 1, rows).astype(np.int32)
+    heads, rows, keys = int(rng.integers(1, 4)), int(rng.integers(1, 7)), int(rng.integers(1, 40))
+    k = int(rng.integers(1, keys + 1))
+    counts = rng.integers(0, k + 1, (heads, rows))
     if rng.random() < 0.3:
         counts[:] = k
-    indices = np.full((rows, k), -1, np.int32)
-    for row, count in zip(indices, counts, strict=True):
-        row[:count] = np.sort(rng.choice(columns, count, replace=False))
+    indices = np.full((heads, rows, k), -1, np.int32)
+    for place, count in np.ndenumerate(counts):
+        indices[place][:count] = np.sort(rng.choice(keys, count, replace=False))
     weights = rng.integers(-4, 5, indices.shape).astype(dtype)
     weights[indices < 0] = np.nan
-    return Sparse(weights, indices, counts, columns)
+    return Sparse(weights, indices, keys)
 
 
-def draw_whole(rng: Rng, shape: tuple[int, int], dtype: str = "float64") -> np.ndarray:
+def draw_whole(rng: Rng, shape: tuple[int, ...], dtype: str = "float64") -> np.ndarray:
     return rng.integers(-4, 5, shape).astype(dtype)
 
 
-def laid_out(rng: Rng, matrix: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """A matrix by rows, by columns or with gaps: its memory, and both strides in elements."""
-    rows, columns = matrix.shape
-    kind = rng.integers(3)
+def draw_stack(
+    rng: Rng, shape: tuple[int, int, int], dtype: str = "float64"
+) -> tuple[np.ndarray, bool]:
+    """Small whole numbers, and whether they are the same for all heads."""
+    shared = bool(rng.random() < 0.3)
+    stack = draw_whole(rng, shape, dtype)
+    if shared:
+        stack[:] = stack[0]
+    return stack, shared
+
+
+Laid = tuple[np.ndarray, int, int, int]  # memory, and the strides of heads, rows and columns
+
+
+def laid_out(rng: Rng, stack: np.ndarray, shared: bool = False) -> Laid:
+    """A stack by rows, by columns, with gaps, or heads innermost but one; `shared`, of one head."""
+    heads, rows, columns = stack.shape
+    if shared:
+        memory, _, *strides = laid_out(rng, stack[:1])
+        return memory, 0, strides[0], strides[1]
+    kind = rng.integers(4)
     if kind == 0:
-        return np.ascontiguousarray(matrix), columns, 1
+        return np.ascontiguousarray(stack), rows * columns, columns, 1
     if kind == 1:
-        return np.ascontiguousarray(matrix.T), 1, rows
-    return np.repeat(matrix, 2, axis=1), 2 * columns, 2
+        return np.ascontiguousarray(stack.mT), rows * columns, 1, rows
+    if kind == 2:
+        return np.repeat(stack, 2, axis=2), 2 * rows * columns, 2 * columns, 2
+    return np.ascontiguousarray(stack.swapaxes(0, 1)), columns, heads * columns, 1
 
 
 def as_laid_out(memory: np.ndarray, like: np.ndarray, *strides: int) -> np.ndarray:
-    """The matrix in memory that `laid_out` made of one like this."""
+    """The stack in memory that `laid_out` made of one like this."""
     size = memory.itemsize
     return np.lib.stride_tricks.as_strided(memory, like.shape, [size * step for step in strides])
 
@@ -160,14 +223,13 @@ def gather_matmul(
 ) -> None:
     """The sum over used slots, whatever lies in the others and in rows that nobody uses."""
     sparse, width = draw_sparse(rng, launch, dtype), int(rng.integers(1, 70))
-    values = draw_whole(rng, (sparse.columns, width))
+    values, shared = draw_stack(rng, (len(sparse.indices), sparse.keys, width))
     expected = sparse.dense @ values
-    values[np.setdiff1d(np.arange(sparse.columns), sparse.indices)] = np.nan
-    memory, *strides = laid_out(rng, to_bits(values, stored))
-    rows, k = sparse.indices.shape
+    values[sparse.unused_keys(shared)] = np.nan
+    laid = laid_out(rng, to_bits(values, stored), shared)
     kernel = cuda.instance("gather_matmul", dtype, stored)
-    given = (sparse.weights, sparse.indices, sparse.counts, memory, *strides, rows, k, width)
-    *_, out = launch.start(program, kernel, *given, np.full((rows, width), np.nan, dtype))
+    given = (sparse.weights, sparse.indices, *laid, *sparse.indices.shape, width)
+    *_, out = launch.start(program, kernel, *given, np.full(expected.shape, np.nan, dtype))
     np.testing.assert_array_equal(out, expected)
 
 
@@ -176,17 +238,24 @@ def sampled_matmul(
 ) -> None:
     """Dot products at the used slots, 0 in the others, whatever lies where nobody looks."""
     sparse, width = draw_sparse(rng, launch, dtype), int(rng.integers(1, 70))
-    left = draw_whole(rng, (len(sparse.indices), width), dtype)
-    values = draw_whole(rng, (sparse.columns, width))
-    used = sparse.indices >= 0
-    dots = np.take_along_axis(left @ values.T, np.where(used, sparse.indices, 0), 1)
-    left[~used.any(axis=1)] = np.nan
-    values[np.setdiff1d(np.arange(sparse.columns), sparse.indices)] = np.nan
-    memory, *strides = laid_out(rng, to_bits(values, stored))
+    heads, rows, _ = sparse.indices.shape
+    left, same = draw_stack(rng, (heads, rows, width), dtype)
+    values, shared = draw_stack(rng, (heads, sparse.keys, width))
+    expected = sparse.entries(left @ values.mT)
+    if not same:
+        left[~sparse.used.any(axis=2)] = np.nan
+    values[sparse.unused_keys(shared)] = np.nan
+    operands = laid_out(rng, left, same), laid_out(rng, to_bits(values, stored), shared)
     kernel = cuda.instance("sampled_matmul", dtype, stored)
-    given = (left, memory, *strides, sparse.indices, sparse.counts, *used.shape, width)
-    *_, out = launch.start(program, kernel, *given, np.full(used.shape, np.nan, dtype))
-    np.testing.assert_array_equal(out, np.where(used, dots, 0))
+    given = (*operands[0], *operands[1], sparse.indices, *sparse.indices.shape, width)
+    *_, out = launch.start(program, kernel, *given, np.full(expected.shape, np.nan, dtype))
+    np.testing.assert_array_equal(out, expected)
+
+
+def sorted_pairs(indices: np.ndarray) -> np.ndarray:
+    """The slots of all heads, sorted by head and index."""
+    heads = np.arange(len(indices))[:, None, None] + np.zeros_like(indices)
+    return np.lexsort((indices.ravel(), heads.ravel()))
 
 
 def scatter_matmul(
@@ -196,27 +265,30 @@ def scatter_matmul(
     dtype: str = "float32",
     kernel: str = "scatter_matmul",
 ) -> None:
-    """What belongs to some of the columns is added to what is there."""
+    """What belongs to some of the keys is added to what is there, or replaces it unread."""
     sparse, width = draw_sparse(rng, launch, dtype), int(rng.integers(1, 20))
-    right = draw_whole(rng, (len(sparse.indices), width), dtype)
-    first = int(rng.integers(0, sparse.columns))
-    size = int(rng.integers(1, sparse.columns - first + 1))
-    start = draw_whole(rng, (size, width), dtype)
-    expected = start + (sparse.dense.T @ right)[first : first + size]
-    right[sparse.counts == 0] = np.nan
-    memory, *strides = laid_out(rng, start)
-    order = [np.argsort(sparse.indices, axis=None, kind="stable")]
+    heads, rows, _ = sparse.indices.shape
+    right, same = draw_stack(rng, (heads, rows, width), dtype)
+    first = int(rng.integers(0, sparse.keys))
+    size = int(rng.integers(1, sparse.keys - first + 1))
+    expected = (sparse.dense.mT @ right)[:, first : first + size]
+    start = draw_whole(rng, expected.shape, dtype)
+    order, fresh = [sorted_pairs(sparse.indices)], [int(rng.random() < 0.3)]
     if kernel == "scatter_matmul_atomic":
-        order = []
-    pairs, k = sparse.indices.size, sparse.indices.shape[1]
+        order, fresh = [], []
+    if any(fresh):
+        start[:] = np.nan
+    else:
+        expected = expected + start
+    if not same:
+        right[~sparse.used.any(axis=2)] = np.nan
+    memory, *strides = laid_out(rng, start)
     *_, out = launch.start(
         program,
         cuda.instance(kernel, dtype),
-        sparse.weights,
-        sparse.indices,
-        *order,
-        right,
-        *(pairs, k, width, first, size),
+        *(sparse.weights, sparse.indices, *order),
+        *laid_out(rng, right, same),
+        *(*sparse.indices.shape, width, first, size, *fresh),
         memory,
         *strides,
     )
@@ -224,46 +296,50 @@ def scatter_matmul(
 
 
 def take_slots(program: Program, rng: Rng, launch: Launch, size: int = 4) -> None:
-    """Elements of any kind at the indices, 0 where there is none."""
+    """Elements of any kind at the places, 0 where there is none."""
     sparse = draw_sparse(rng, launch, "float32")
-    rows, k = sparse.indices.shape
-    matrix = rng.integers(0, 2**16, (rows, sparse.columns)).astype(f"u{size}")
-    memory, *strides = laid_out(rng, matrix)
+    kept = int(rng.integers(0, sparse.keys + 1)) if rng.random() < 0.5 else 0
+    heads, rows, k = sparse.indices.shape
+    matrix = rng.integers(0, 2 ** (8 * min(size, 2)), (heads, rows, sparse.keys)).astype(f"u{size}")
+    before = np.ascontiguousarray(matrix[:, :, :kept]) if kept else 0
+    laid = laid_out(rng, matrix[:, :, kept:])
     kernel = cuda.instance_for_bits("take_slots", size)
-    room = np.full((rows, k), 7, matrix.dtype)
-    *_, out = launch.start(program, kernel, memory, *strides, sparse.indices, rows, k, room)
-    used = sparse.indices >= 0
-    taken = np.take_along_axis(matrix, np.where(used, sparse.indices, 0), 1)
-    np.testing.assert_array_equal(out, np.where(used, taken, 0))
+    room = np.full((heads, rows, k), 7, matrix.dtype)
+    given = (*laid, sparse.indices, heads, rows, k, before, kept)
+    *_, out = launch.start(program, kernel, *given, room)
+    np.testing.assert_array_equal(out, sparse.entries(matrix))
 
 
 def add_slots(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
-    """The matrix itself is added to what is there."""
+    """The matrices themselves are added to what is there."""
     sparse = draw_sparse(rng, launch, dtype)
     start = draw_whole(rng, sparse.dense.shape, dtype)
     memory, *strides = laid_out(rng, start)
     kernel = cuda.instance("add_slots", dtype)
-    given = (sparse.weights, sparse.indices, sparse.counts, *sparse.indices.shape)
+    given = (sparse.weights, sparse.indices, *sparse.indices.shape)
     *_, out = launch.start(program, kernel, *given, memory, *strides)
     np.testing.assert_array_equal(as_laid_out(out, start, *strides), start + sparse.dense)
 
 
 def masked_matmul(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
-    """Summed anew over allowed pairs where values are not finite; else left as it is."""
-    rows, columns, width = map(int, rng.integers(1, 20, 3))
-    allowed = rng.random((rows, columns)) < 0.5
-    weights = np.where(allowed, draw_whole(rng, (rows, columns)), 0).astype(dtype)
-    values = draw_whole(rng, (columns, width), dtype)
-    finite = np.asarray([rng.random() < 0.3])
-    values[rng.integers(columns)] = rng.choice([np.nan, np.inf])
-    start = draw_whole(rng, (rows, width), dtype)
+    """What is not finite is summed anew over pairs with a score; the rest is left as it is."""
+    heads, rows, columns, width = int(rng.integers(1, 4)), *map(int, rng.integers(1, 20, 3))
+    scores = np.where(rng.random((heads, rows, columns)) < 0.5, -np.inf, 1).astype(dtype)
+    scores[rng.random(scores.shape) < 0.05] = np.nan
+    allowed = scores != -np.inf
+    weights = np.where(allowed, draw_whole(rng, scores.shape), 0).astype(dtype)
+    values, shared = draw_stack(rng, (heads, columns, width), dtype)
+    values[:, rng.integers(columns)] = rng.choice([np.nan, np.inf])
+    start = draw_whole(rng, (heads, rows, width), dtype)
+    anew = rng.random(start.shape) < 0.7
+    start[anew] = rng.choice([np.nan, np.inf, -np.inf], np.count_nonzero(anew))
     with np.errstate(invalid="ignore"):  # 0 times inf
-        pairs = np.where(allowed[..., None], weights[..., None] * values, 0)
-    operands = [laid_out(rng, matrix) for matrix in (weights, allowed, values)]
+        pairs = np.where(allowed[..., None], weights[..., None] * values[:, None], 0)
+    operands = [laid_out(rng, weights), laid_out(rng, scores), laid_out(rng, values, shared)]
     kernel = cuda.instance("masked_matmul", dtype)
-    given = (finite, *operands[0], *operands[1], *operands[2], rows, columns, width)
-    *_, out = launch.start(program, kernel, *given, start)
-    np.testing.assert_array_equal(out, start if finite else pairs.sum(axis=1))
+    given = [argument for operand in operands for argument in operand]
+    *_, out = launch.start(program, kernel, *given, *scores.shape, width, start)
+    np.testing.assert_array_equal(out, np.where(anew, pairs.sum(axis=2), start))
 
 
 def draw_rows(rng: Rng, launch: Launch, dtype: str) -> np.ndarray:
