@@ -92,7 +92,7 @@ class Pattern:
         indices, weights = self.indices[head], weights[head]
         k = indices.shape[-1]
         if self.used is None:
-            ends = np.arange(indices.size // max(k, 1) + 1, dtype=np.int32)
+            ends = np.arange(math.prod(indices.shape[:-1]) + 1, dtype=np.int32)
             return ends * np.int32(k), indices.reshape(-1), weights.reshape(-1)
         used = self.used[head]
         counts = np.count_nonzero(used, axis=-1).reshape(-1)

@@ -58,6 +58,8 @@ def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
 
 def floor_of(scores: Array, k: int) -> Array:
     """(R,): what k entries of each row exceed and few more, where so many are above -inf."""
+    if scores.shape[0] == 0:
+        return np.empty(0, scores.dtype)
     groups = max(tuning.current.groups_per_slot * k, tuning.current.least_groups)
     size = scores.shape[1] // groups
     if size < tuning.current.least_group:
