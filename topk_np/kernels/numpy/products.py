@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,10 @@ class Pattern:
         few = 0 < keys <= tuning.current.short_keys
         kept = keys <= tuning.current.short_share * indices.shape[2]
         self.short = few and kept and indices.shape[1] * keys <= tuning.current.short_scores
-        self._written: tuple[Any, Any] = (None, None)
-
-    @cached_property
-    def used(self) -> Array | None:
+        last = indices[..., -1:]
+        self.used = indices >= 0 if last.size and last.min() < 0 else None
         """(G, C, K) bool: which slots are in use; None if all are."""
-        last = self.indices[..., -1:]
-        return self.indices >= 0 if last.size and last.min() < 0 else None
+        self._written: tuple[Any, Any] = (None, None)
 
     def written(self, weights: Array) -> Array:
         """(G, C, N): the matrix with these weights; that of the last weights is remembered."""
