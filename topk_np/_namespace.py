@@ -56,8 +56,12 @@ def array_namespace(*arrays: Array) -> Namespace:
 
 def namespace_of(named: Mapping[str, Array]) -> Namespace:
     """Like `array_namespace`, for arrays with the names that errors should mention."""
-    if {type(array) for array in named.values() if array is not None} == {np.ndarray}:
-        return np
+    for array in named.values():
+        if array is not None and type(array) is not np.ndarray:
+            break
+    else:
+        if any(array is not None for array in named.values()):
+            return np
     found = {
         name: _namespace_of_one(name, array) for name, array in named.items() if array is not None
     }
@@ -116,7 +120,8 @@ def check_floats(named: Mapping[str, Array], optional: Mapping[str, Array] | Non
             raise TypeError(
                 f"{name} must have the dtype of {first}, {array.dtype}, got {other.dtype}"
             )
-        check_device(name, other, first, array)
+        if xp is not np:
+            check_device(name, other, first, array)
     return xp
 
 
@@ -226,6 +231,11 @@ def put(array: Array, index: Any, values: Array) -> Array:
         return array.at[index].set(values)
     array[index] = values
     return array
+
+
+def zeros(xp: Namespace, shape: tuple[int, ...], dtype: Any, like: Array) -> Array:
+    """An array of zeros on the device of `like`."""
+    return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(like))
 
 
 def add_at(array: Array, index: Any, values: Array) -> Array:

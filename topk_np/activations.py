@@ -61,9 +61,7 @@ def elementwise(
         masked = scores == -xp.inf
         return xp.where(masked, 0.0, value(xp, xp.where(masked, 0.0, scores)))
 
-    def masked_vjp(
-        scores: Array, weights: Array, dweights: Array, ops: Engine = None
-    ) -> Array:
+    def masked_vjp(scores: Array, weights: Array, dweights: Array, ops: Engine = None) -> Array:
         xp = array_namespace(scores)
         masked = scores == -xp.inf
         return xp.where(masked, 0.0, dweights * slope(xp, xp.where(masked, 0.0, scores)))

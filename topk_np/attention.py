@@ -7,13 +7,12 @@ from typing import Any, NamedTuple, Unpack
 
 from topk_np._namespace import Array, check_flag
 from topk_np.core import dense, passes
-from topk_np.core.keep import Kept
 from topk_np.core.residuals import Residuals, TopKResiduals
+from topk_np.core.scores import output_of
 from topk_np.options.call import Call
 from topk_np.options.check import (
     AttentionOptions,
     attention_call,
-    check_dout,
     check_grad,
     spell_out,
 )
@@ -167,7 +166,7 @@ def topk_attention(
     call = attention_call(query, key, value, (k, p, max_k), **options)
     schedule = schedule_call(call, chunk_size, memory_budget)
     lse = _lse(call, return_lse)
-    out = passes.forward(call, schedule, check_workers(workers), lse=lse)
+    out, _ = passes.forward(call, schedule, check_workers(workers), lse)
     return _unfolded(call, out, lse)
 
 
@@ -213,11 +212,9 @@ def topk_attention_fwd(
     schedule = schedule_call(call, chunk_size, memory_budget)
     threads = check_workers(workers)
     lse = _lse(call, return_lse)
-    kept = passes.empty_kept(call)
-    out = passes.forward(call, schedule, threads, kept, lse)
-    arrays = Kept(*(whole.array for whole in kept))
+    out, kept = passes.forward(call, schedule, threads, lse, keeping=True)
     lead = (*call.batch.lead, call.queries)
-    residuals = TopKAttentionResiduals(call, schedule, threads, lead, return_lse, arrays)
+    residuals = TopKAttentionResiduals(call, schedule, threads, lead, return_lse, kept)
     return _unfolded(call, out, lse), residuals
 
 
@@ -266,10 +263,10 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
         raise TypeError(
             "residuals must come from topk_attention_fwd, got " + type(residuals).__name__
         )
-    call, schedule, kept = residuals.call, residuals.schedule, residuals.kept
+    call, schedule = residuals.call, residuals.schedule
     dout, dlse = _check_douts(residuals, dout)
     workers = check_workers(residuals.workers)
-    return _grads(call, passes.backward(call, schedule, workers, kept, dout, dlse))
+    return _grads(call, passes.backward(call, schedule, workers, residuals.kept, dout, dlse))
 
 
 @spell_out(AttentionOptions)
@@ -391,7 +388,9 @@ def dense_attention_fwd(
     lse = _lse(call, return_lse)
     out = dense.forward(call, schedule, threads, lse)
     lead = (*call.batch.lead, call.queries)
-    return _unfolded(call, out, lse), DenseAttentionResiduals(call, schedule, threads, lead, return_lse)
+    return _unfolded(call, out, lse), DenseAttentionResiduals(
+        call, schedule, threads, lead, return_lse
+    )
 
 
 def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -441,26 +440,29 @@ def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> A
 
 def _lse(call: Call, wanted: Any) -> Output | None:
     """Room for the log-sum-exp of each query's scores, if that is wanted."""
-    return call.output(1) if check_flag("return_lse", wanted) else None
+    return output_of(call, 1) if check_flag("return_lse", wanted) else None
 
 
 def _unfolded(call: Call, out: Array, lse: Output | None) -> Any:
     """The output with the caller's leading axes, in a pair with the log-sum-exp if there is one."""
-    out = call.unfold(out)
-    return out if lse is None else (out, call.unfold(lse.array)[..., 0])
+    lead = (*call.batch.lead, call.queries)
+    out = call.xp.reshape(out, (*lead, out.shape[-1]))
+    return out if lse is None else (out, call.xp.reshape(lse.array, lead))
 
 
 def _check_douts(residuals: Residuals, dout: Any) -> tuple[Array, Array | None]:
     """Check the gradient of the output, in a pair with that of the log-sum-exp if there is one."""
     call, lead = residuals.call, residuals.lead
-    shape = (*lead, int(call.value.shape[-1]))
+    shape, fold = (*lead, int(call.value.shape[-1])), call.batch.fold
+    given = call.query, shape, call.query.dtype
     if not residuals.with_lse:
-        return call.fold(check_dout(call.query, shape, dout)), None
+        return fold(call.xp, check_grad("dout", "the output", *given, dout)), None
     if not isinstance(dout, (tuple, list)) or len(dout) != 2:
         got = len(dout) if isinstance(dout, (tuple, list)) else type(dout).__name__
         raise TypeError(f"dout must be a pair (dout, dlse) after return_lse=True, got {got}")
     dlse = check_grad("dlse", "lse", call.query, lead, call.dtype, dout[1])
-    return call.fold(check_dout(call.query, shape, dout[0])), call.fold(dlse[..., None])
+    dout = check_grad("dout", "the output", *given, dout[0])
+    return fold(call.xp, dout), fold(call.xp, dlse[..., None])
 
 
 def _grads(call: Call, grads: dict[str, Array]) -> AttentionGrads:
@@ -468,6 +470,6 @@ def _grads(call: Call, grads: dict[str, Array]) -> AttentionGrads:
     for name, shape in call.shapes.items():
         grads[name] = call.xp.reshape(grads[name], shape)
     for option in call.options:
-        for name in option.inputs:
-            grads[name] = option.own_gradient(grads[name])
+        if option.gradient:
+            grads[option.gradient] = option.own_gradient(grads[option.gradient])
     return AttentionGrads(**grads)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from topk_np._namespace import Array
 from topk_np.activations import Activation
 from topk_np.core import dense, passes
-from topk_np.core.keep import Kept
 from topk_np.core.residuals import Residuals, TopKResiduals
 from topk_np.options.check import check_dout, ffn_call
 from topk_np.schedule.plan import schedule_call, schedule_dense
@@ -123,7 +122,7 @@ def topk_ffn(
     """
     call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
     schedule = schedule_call(call, chunk_size, memory_budget)
-    out = passes.forward(call, schedule, check_workers(workers))
+    out, _ = passes.forward(call, schedule, check_workers(workers))
     return call.xp.reshape(out, (*x.shape[:-1], out.shape[-1]))
 
 
@@ -167,10 +166,8 @@ def topk_ffn_fwd(
     call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
     schedule = schedule_call(call, chunk_size, memory_budget)
     threads, lead = check_workers(workers), tuple(x.shape[:-1])
-    kept = passes.empty_kept(call)
-    out = passes.forward(call, schedule, threads, kept)
-    arrays = Kept(*(whole.array for whole in kept))
-    residuals = TopKFFNResiduals(call, schedule, threads, lead, kept=arrays)
+    out, kept = passes.forward(call, schedule, threads, keeping=True)
+    residuals = TopKFFNResiduals(call, schedule, threads, lead, kept=kept)
     return call.xp.reshape(out, (*lead, out.shape[-1])), residuals
 
 
@@ -214,9 +211,9 @@ def topk_ffn_bwd(residuals: TopKFFNResiduals, dout: Array, /) -> FFNGrads:
     """
     if not isinstance(residuals, TopKFFNResiduals):
         raise TypeError("residuals must come from topk_ffn_fwd, got " + type(residuals).__name__)
-    call, schedule, kept = residuals.call, residuals.schedule, residuals.kept
+    call, schedule = residuals.call, residuals.schedule
     dout, workers = _check_dout(residuals, dout), check_workers(residuals.workers)
-    return _grads(residuals, passes.backward(call, schedule, workers, kept, dout))
+    return _grads(residuals, passes.backward(call, schedule, workers, residuals.kept, dout))
 
 
 def dense_ffn(

@@ -11,7 +11,7 @@ import numpy as np
 
 from topk_np._namespace import Array, check_choice, check_flag, check_integer, dtype_name
 from topk_np.options.check import SELECTS, attention_call, ffn_call
-from topk_np.schedule.plan import Schedule, Workload, schedule_work
+from topk_np.schedule.plan import Schedule, Workload, schedule_call
 from topk_np.schedule.threads import WorkerTeam, check_workers
 
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -133,15 +133,18 @@ def plan(
     check_choice("dtype", dtype, tuple(ITEMSIZES))
     check_choice("select", select, SELECTS)
     gated, masked = check_flag("gate", gate), check_flag("mask", mask)
-    arrays = [_stand_in(array, shape, dtype) for array, shape in zip(given.values(), shapes, strict=True)]
+    arrays = [
+        _stand_in(array, shape, dtype) for array, shape in zip(given.values(), shapes, strict=True)
+    ]
     attention = not gated and select == "score"
     if attention:
-        call = attention_call(*arrays, (k, None, None))
+        call = attention_call(arrays[0], arrays[1], arrays[2], (k, None, None))
     else:
-        call = ffn_call(*arrays, (k,), "relu", None, None, arrays[1] if gated else None, select)
+        unit = arrays[1] if gated else None
+        call = ffn_call(arrays[0], arrays[1], arrays[2], (k,), "relu", None, None, unit, select)
     work = Workload.of(call)
     work = replace(work, masked=masked, copied=work.narrow)
-    schedule = schedule_work(work, chunk_size, memory_budget, call.ops.THREADS)
+    schedule = schedule_call(call, chunk_size, memory_budget, work)
     team = WorkerTeam(schedule.threads(check_workers(workers)))
     threads, in_flight = (min(most, work.tasks) for most in (team.threads, team.in_flight))
 
@@ -170,9 +173,7 @@ def _stand_in(given: Any, shape: tuple[int, ...], dtype: str) -> Array:
     return np.broadcast_to(np.zeros((), stand_in), shape)
 
 
-def _scratch(
-    work: Workload, schedule: Schedule, threads: int, in_flight: int
-) -> tuple[int, int]:
+def _scratch(work: Workload, schedule: Schedule, threads: int, in_flight: int) -> tuple[int, int]:
     """What the tasks of the forward and of the backward pass hold at once."""
     stack, heads = work.stack_bytes(schedule.heads), schedule.heads
     rows = heads * schedule.backward_chunk_size

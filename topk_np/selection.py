@@ -17,8 +17,8 @@ from topk_np._namespace import (
     compute_dtype,
     plain,
 )
-from topk_np.core.keep import falling
 from topk_np.kernels import engine
+from topk_np.options.rules import falling
 
 
 class TopK(NamedTuple):

@@ -23,12 +23,14 @@ from topk_np._namespace import (
     check_same,
     nbytes,
     plain,
+    zeros,
 )
 from topk_np.baselines.features import FeatureMap
 from topk_np.baselines.linear import LinearHeads, forward, make_heads
 from topk_np.baselines.linear_bwd import backward
 from topk_np.baselines.options import LinearOptions
 from topk_np.baselines.projection import draw_projection
+from topk_np.core.scores import output_of
 from topk_np.options.call import Call
 from topk_np.options.check import attention_call, check_known
 from topk_np.options.chunk import Chunk, Heads, over_heads
@@ -104,7 +106,7 @@ class LinearCall:
     def _allowed(self, stack: Chunk) -> Array | None:
         """(G, N, 1) bool: the keys of each head that are not masked; None if none is."""
         call, mask = self.attention, self.mask
-        xp, shape, allowed = call.xp, (stack.heads.count, call.keys, 1), None
+        xp, shape, allowed = call.xp, (stack.heads.number, call.keys, 1), None
         if mask is not None and mask.pairs is not None:
             assert not callable(mask.pairs)
             keys = xp.matrix_transpose(stack.pairs(mask.pairs, slice(0, call.keys)))
@@ -119,7 +121,7 @@ class LinearCall:
     def forward(self) -> Array:
         """The output (..., Q, V)."""
         call = self.attention
-        out = call.output(int(call.value.shape[-1]), call.query.dtype)
+        out = output_of(call, int(call.value.shape[-1]), call.query.dtype)
 
         def work(stack: Chunk) -> None:
             for rows, values in forward(self.heads(stack)):
@@ -127,13 +129,16 @@ class LinearCall:
 
         with self._team() as team:
             team.map(work, self.stacks())
-        return call.unfold(out.array)
+        return call.batch.unfold(call.xp, out.array)
 
     def backward(self, dout: Array) -> dict[str, Array]:
         """The gradients of the inputs by name, each in the shape and dtype of its input."""
         call = self.attention
-        dout = call.fold(dout)
-        totals = {name: call.zeros(*array.shape) for name, array in self.inputs.items()}
+        dout = call.batch.fold(call.xp, dout)
+        totals = {
+            name: zeros(call.xp, array.shape, call.dtype, array)
+            for name, array in self.inputs.items()
+        }
 
         def work(stack: Chunk) -> dict[str, Array]:
             return backward(self.heads(stack), stack.stack(dout))
@@ -143,7 +148,7 @@ class LinearCall:
             for wave in (stacks[part] for part in slices(len(stacks), MOST_TASKS)):
                 for stack, grads in zip(wave, team.map(work, wave), strict=True):
                     # Heads may share an input, so these are added one after another.
-                    for g, name in product(range(stack.heads.count), totals):
+                    for g, name in product(range(stack.heads.number), totals):
                         first, axis, _ = stack.heads
                         head = Heads((*first[:axis], first[axis] + g, *first[axis + 1 :]), axis, 1)
                         place = head.within(tuple(totals[name].shape[:-2]))

@@ -212,13 +212,13 @@ def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> Pe
             "residuals must come from performer_attention_fwd, got " + type(residuals).__name__
         )
     attention = residuals.call.attention
-    dout = check_dout(attention.query, attention.out_shape, dout)
+    dout = check_dout(
+        attention.query, (*attention.batch.lead, attention.queries, attention.value.shape[-1]), dout
+    )
     return PerformerGrads(**residuals.call.backward(dout))
 
 
-def _call(
-    query: Array, key: Array, value: Array, **options: Unpack[LinearOptions]
-) -> LinearCall:
+def _call(query: Array, key: Array, value: Array, **options: Unpack[LinearOptions]) -> LinearCall:
     return linear_call(
         query,
         key,

@@ -217,7 +217,9 @@ def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:
             "residuals must come from rfa_attention_fwd, got " + type(residuals).__name__
         )
     attention = residuals.call.attention
-    dout = check_dout(attention.query, attention.out_shape, dout)
+    dout = check_dout(
+        attention.query, (*attention.batch.lead, attention.queries, attention.value.shape[-1]), dout
+    )
     grads = residuals.call.backward(dout)
     gate = grads.pop("gate", None)
     return RFAGrads(**grads, gate=None if gate is None else gate[..., 0])

@@ -14,7 +14,7 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, cast
 from topk_np.activations import logsumexp
-from topk_np.core.scores import Inputs, inputs_of, linear_of, scores_of, visible
+from topk_np.core.scores import Inputs, inputs_of, linear_of, output_of, scores_of, visible
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk, Output
 from topk_np.schedule.gradients import Gradients, sum_gradients
@@ -23,7 +23,7 @@ from topk_np.schedule.threads import WorkerTeam
 
 
 class _Weighed(NamedTuple):
-    """The forward pass of a chunk up to its weights, for the n keys that any of its queries sees."""
+    """The forward pass of a chunk up to its weights, for the n keys that its queries see."""
 
     keys: slice
     inputs: Inputs
@@ -43,7 +43,7 @@ def forward(
     call: Call, schedule: Schedule, workers: int | Executor, lse: Output | None = None
 ) -> Array:
     """The output (*batch, Q, V); `lse` (*batch, Q, 1), if given, gets the log-sum-exp of scores."""
-    out = call.output(call.value.shape[-1], call.query.dtype)
+    out = output_of(call, call.value.shape[-1], call.query.dtype)
 
     with WorkerTeam(schedule.threads(workers)) as team:
 

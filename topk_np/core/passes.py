@@ -20,8 +20,8 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, cast
 from topk_np.activations import logsumexp
-from topk_np.core.keep import Kept, keep
-from topk_np.core.scores import inputs_of
+from topk_np.core.keep import NOTHING, Kept, keep
+from topk_np.core.scores import inputs_of, output_of
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk, Output
 from topk_np.schedule.gradients import Gradients, sum_gradients
@@ -29,27 +29,24 @@ from topk_np.schedule.plan import Schedule
 from topk_np.schedule.threads import WorkerTeam
 
 
-def empty_kept(call: Call) -> tuple[Output, ...]:
-    """Room for what the forward pass keeps: see `Kept`."""
-    scores, indices = call.output(call.slots), call.output(call.slots, call.xp.int32)
-    return (scores, indices) if call.gate is None else (scores, indices, call.output(call.slots))
-
-
 def forward(
     call: Call,
     schedule: Schedule,
     workers: int | Executor,
-    kept: tuple[Output, ...] = (),
     lse: Output | None = None,
-) -> Array:
+    keeping: bool = False,
+) -> tuple[Array, Kept]:
     """
-    The output (*batch, Q, V).
+    The output (*batch, Q, V), and if `keeping` what `backward` needs, (*batch, Q, K).
 
-    If given, `kept` (*batch, Q, K) gets what `backward` needs, and `lse` (*batch, Q, 1) the
-    log-sum-exp of the kept scores.
+    If given, `lse` (*batch, Q, 1) gets the log-sum-exp of the kept scores.
     """
     xp, ops = call.xp, call.ops
-    out = call.output(call.value.shape[-1], call.query.dtype)
+    out = output_of(call, call.value.shape[-1], call.query.dtype)
+    kept: list[Output] = []
+    if keeping:
+        kept = [output_of(call, call.slots), output_of(call, call.slots, xp.int32)]
+        kept += [output_of(call, call.slots)] if call.gate is not None else []
     with WorkerTeam(schedule.threads(workers)) as team:
 
         def compute(chunk: Chunk) -> None:
@@ -75,7 +72,7 @@ def forward(
                 lse.put(chunk, logsumexp(mine.scores))
 
         team.map(compute, schedule.chunks)
-    return out.array
+    return out.array, Kept(*(whole.array for whole in kept)) if keeping else NOTHING
 
 
 def backward(

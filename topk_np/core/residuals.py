@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topk_np._namespace import Array, nbytes
-from topk_np.core.keep import Kept
+from topk_np.core.keep import NOTHING, Kept
 from topk_np.options.call import Call
 from topk_np.schedule.plan import Schedule
 
@@ -23,17 +23,17 @@ class Residuals:
     """The shape of the output without its last axis."""
     with_lse: bool = False
     """Whether the log-sum-exp was returned, and so has a gradient too."""
-    kept: Kept | None = None
+    kept: Kept = NOTHING
     """Arrays (*batch, Q, K)."""
 
     @property
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs."""
-        return sum(nbytes(array) for array in self.kept or () if array is not None)
+        return sum(nbytes(array) for array in self.kept if array is not None)
 
     def __repr__(self) -> str:
         """Return a summary in one line."""
-        kept = f"k={self.call.slots} of " if self.kept is not None else ""
+        kept = f"k={self.call.slots} of " if self.kept.scores is not None else ""
         return (
             f"{type(self).__name__}(queries {self.lead}, {kept}{self.call.keys} keys, "
             f"{self.nbytes} bytes)"
@@ -63,6 +63,5 @@ class TopKResiduals(Residuals):
         return self._of_lead(1)
 
     def _of_lead(self, which: int) -> Array:
-        assert self.kept is not None
         array: Array = self.kept[which]
         return self.call.xp.reshape(array, (*self.lead, array.shape[-1]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from topk_np._namespace import Array, cast
+from topk_np._namespace import Array, cast, zeros
 from topk_np.options.call import Call
-from topk_np.options.chunk import Chunk
+from topk_np.options.chunk import Chunk, Output
 
 
 class Inputs(NamedTuple):
@@ -30,6 +30,12 @@ def inputs_of(call: Call, chunk: Chunk) -> Inputs:
         chunk.stack(call.value),
         None if call.gate is None else chunk.stack(call.gate),
     )
+
+
+def output_of(call: Call, width: int, dtype: Any = None) -> Output:
+    """An array (*batch, Q, width) of zeros, of the computing dtype unless told otherwise."""
+    dtype = call.dtype if dtype is None else dtype
+    return Output(zeros(call.xp, (*call.batch.shape, call.queries, width), dtype, call.query))
 
 
 def visible(call: Call, chunk: Chunk) -> slice:
@@ -73,6 +79,6 @@ def linear_of(call: Call, inputs: Inputs, keys: slice, scratch: dict[str, Array]
 
 
 def _key_bias(call: Call, keys: slice) -> Array:
-    """(1, 1, n)"""
+    """The bias of some keys, (1, 1, n)."""
     assert call.key_bias is not None
     return cast(call.xp, call.xp.matrix_transpose(call.key_bias[:, keys, :]), call.dtype)

@@ -172,7 +172,7 @@ def topk_attention_fwd(
     )
     slots = min(check_integer("k", k, least=1), key.shape[-2])
     offset = offset or 0
-    left, right = check_window(window)
+    left, right = (None, None) if window is None else check_window(window)
     how = {"is_causal": is_causal, "window": window, "scale": call.scale, "softcap": softcap}
     query, key, value = chunked_alike(query, key, value)
     masks = None if mask is None else blocks_of_pairs(mask, query, key)

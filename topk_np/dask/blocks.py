@@ -15,10 +15,12 @@ import numpy as np
 
 from topk_np._namespace import compute_dtype
 from topk_np.attention import topk_attention_fwd
-from topk_np.kernels import numpy as ops
+from topk_np.kernels import Engine, engine
 from topk_np.selection import top_k
 
 Block = np.ndarray[Any, Any]
+
+ops: Engine = engine(np)
 
 
 class Best(NamedTuple):
@@ -62,7 +64,8 @@ def merge(parts: Sequence[Best]) -> Best:
 
 def weights_of(best: Best) -> Block:
     """The softmax (..., C, K) of what was kept."""
-    return ops.softmax(best.scores)
+    weights: Block = ops.softmax(best.scores)
+    return weights
 
 
 def within(best: Best, matrix: Block, first: int, count: int) -> tuple[Block, Block]:
@@ -78,7 +81,7 @@ def gather(weights: Block, best: Best, rows: Block, first: int) -> Block:
     rows = rows.astype(compute_dtype(np, rows), copy=False)
     stacks = map(_stack, (*within(best, weights, first, rows.shape[-2]), rows))
     weights, indices, values = stacks
-    out = ops.gather_matmul(weights, ops.pattern(indices, values.shape[1]), values)
+    out: Block = ops.gather_matmul(weights, ops.pattern(indices, values.shape[1]), values)
     return out.reshape(*rows.shape[:-2], *out.shape[1:])
 
 
@@ -102,12 +105,13 @@ def scatter(weights: Block, best: Best, rows: Block, first: int, count: int) -> 
     front, indices = map(_stack, within(best, weights, first, count))
     out = np.zeros((front.shape[0], count, rows.shape[-1]), weights.dtype)
     out = ops.scatter_matmul(front, ops.pattern(indices, count), _stack(rows), out)
-    return out.reshape(*rows.shape[:-2], *out.shape[1:])
+    scattered: Block = out.reshape(*rows.shape[:-2], *out.shape[1:])
+    return scattered
 
 
 def scores_vjp(best: Best, weights: Block, dweights: Block, softcap: float | None) -> Block:
     """The gradient (..., C, K) with respect to the products of queries and keys, not scaled."""
-    dscores = ops.softmax_vjp(weights, dweights)
+    dscores: Block = ops.softmax_vjp(weights, dweights)
     if softcap is not None:
         used = best.indices >= 0
         dscores = np.where(used, dscores * (1 - (best.scores / softcap) ** 2), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from topk_np._namespace import Array
+from topk_np._namespace import Array, zeros
 from topk_np.core.scores import inputs_of, scores_of, visible
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk
@@ -37,7 +37,7 @@ def each_chunk(
 def set_aside(call: Call, chunk: Chunk, weights: Array) -> tuple[Array, Array]:
     """What the keys always kept hold of weights (G, C, n); the weights with 0 in their place."""
     if call.always is None:
-        return call.zeros(*weights.shape[:2]), weights
+        return zeros(call.xp, tuple(weights.shape[:2]), call.dtype, weights), weights
     xp = call.xp
     always = call.always.pairs(weights, chunk, visible(call, chunk))
     return xp.sum(xp.where(always, weights, 0.0), axis=2), xp.where(always, 0.0, weights)

@@ -7,6 +7,7 @@ from typing import Unpack
 
 from topk_np._namespace import Array, check_integer, check_number, cumulative_sum
 from topk_np.activations import softmax
+from topk_np.core.scores import output_of
 from topk_np.diagnostics.chunks import each_chunk, set_aside
 from topk_np.options.check import AttentionOptions, attention_call, spell_out
 from topk_np.options.chunk import Chunk
@@ -73,7 +74,7 @@ def kept_mass(
         raise ValueError("k must be an integer or a list of at least one, got an empty one")
     call = attention_call(query, key, key, **options)
     xp = call.xp
-    out = call.output(len(ks))
+    out = output_of(call, len(ks))
 
     def measure(chunk: Chunk, scores: Array) -> None:
         held, others = set_aside(call, chunk, softmax(scores, call.ops))
@@ -83,7 +84,7 @@ def kept_mass(
         out.put(chunk, xp.stack([held + share for share in shares], axis=2))
 
     each_chunk(call, measure, chunk_size, memory_budget, workers)
-    mass = xp.moveaxis(call.unfold(out.array), -1, 0)
+    mass = xp.moveaxis(call.batch.unfold(xp, out.array), -1, 0)
     return mass if given is k else mass[0, ...]
 
 
@@ -144,7 +145,7 @@ def keys_for_mass(
         raise ValueError(f"mass must be above 0 and at most 1, got {mass}")
     call = attention_call(query, key, key, **options)
     xp = call.xp
-    out = call.output(1, xp.int64)
+    out = output_of(call, 1, xp.int64)
 
     def measure(chunk: Chunk, scores: Array) -> None:
         weights = softmax(scores, call.ops)
@@ -158,4 +159,4 @@ def keys_for_mass(
         out.put(chunk, fewest[..., None])
 
     each_chunk(call, measure, chunk_size, memory_budget, workers)
-    return call.unfold(out.array)[..., 0]
+    return call.batch.unfold(xp, out.array)[..., 0]

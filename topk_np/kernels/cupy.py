@@ -117,7 +117,7 @@ class RunningTopK(portable.RunningTopK):
         *lead, columns = scores.shape
         values, indices, *before = self._best or [0] * (2 + len(others))
         kept = self._best[0].shape[-1] if self._best else 0
-        slots = min(self._k, kept + columns)
+        slots = min(self.k, kept + columns)
         if self._floors is None:
             self._floors = cupy.empty(lead, f"u{scores.itemsize}")
         places = cupy.empty((*lead, slots), cupy.int32) if others else 0

@@ -7,6 +7,7 @@ Unused slots are skipped, never multiplied: 0 x NaN would be NaN.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from array_api_compat import device
@@ -81,30 +82,28 @@ def select(scores: Array, k: int) -> Selection:
     best = xp.sort(xp.where(taken, best, columns), axis=-1)
     used = best < columns
     values = xp.take_along_axis(scores, xp.where(used, best, 0), axis=-1) if columns else scores
-    return Selection(
-        xp.where(used, values, -xp.inf), xp.astype(xp.where(used, best, -1), xp.int32)
-    )
+    return Selection(xp.where(used, values, -xp.inf), xp.astype(xp.where(used, best, -1), xp.int32))
 
 
+@dataclass
 class RunningTopK:
     """The k best of each row of scores that come in blocks of columns, from left to right."""
 
-    select = staticmethod(select)
-
-    def __init__(self, k: int, columns: int) -> None:
-        """Of rows with `columns` scores in all."""
-        self._k = k
-        self._best: list[Array] = []  # values, indices and others (G, C, K) of the best so far
+    k: int
+    columns: int
+    """The length of a row."""
+    _best: list[Array] = field(init=False, default_factory=list)
+    """Values, indices and others (G, C, K) of the best so far."""
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
         """Take in a block (G, C, n) from column `start` on; `others` are kept where it is."""
         xp = array_namespace(scores)
-        values, indices = self.select(scores, self._k)
+        values, indices = select(scores, self.k)
         kept = [take_slots(other, indices) for other in others]
         block = [values, xp.where(indices < 0, -1, indices + start), *kept]
         if self._best:  # the best of a union are the best of the bests
             both = [xp.concat(pair, axis=-1) for pair in zip(self._best, block, strict=True)]
-            values, places = self.select(both[0], self._k)
+            values, places = select(both[0], self.k)
             indices, *kept = (take_slots(array, places) for array in both[1:])
             block = [values, xp.where(places < 0, -1, indices), *kept]
         self._best = block
@@ -146,7 +145,7 @@ def gather_matmul(weights: Array, pattern: Array, values: Array) -> Array:
 
 
 def sampled_matmul(rows: Array, values: Array, pattern: Array) -> Array:
-    """(G, C, K): the entries of ``rows valuesᵀ`` (G, C, V) x (G, V, N) in the used slots, else 0."""
+    """(G, C, K): the entries of ``rows valuesᵀ`` (G, C, N) in the used slots, else 0."""
     xp = array_namespace(rows)
     products = xp.sum(rows[:, :, None, :] * _gather(pattern, values), axis=3)
     return xp.where(pattern < 0, 0.0, products)
@@ -164,7 +163,8 @@ def scatter_matmul(
     xp = array_namespace(weights)
     dense, hit = _dense(weights, pattern, first, first + out.shape[1])
     scores = xp.where(hit, xp.zeros_like(dense), -xp.inf)
-    added = masked_matmul(*map(xp.matrix_transpose, (dense, scores)), rows)
+    transpose = xp.matrix_transpose
+    added = masked_matmul(transpose(dense), transpose(scores), rows)
     return added if fresh else out + added
 
 

@@ -18,9 +18,8 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.kernels import Engine
-from topk_np.options.chunk import Chunk, Positions, Shape
+from topk_np.options.chunk import Chunk, Option, Positions, Shape
 from topk_np.options.masks import PairFunction, call_pair_function
-from topk_np.options.option import Option
 from topk_np.options.relative import ALiBi, T5Bias, make_slope_bias, make_table_bias
 
 
@@ -33,11 +32,7 @@ class ArrayBias(Option):
     """As the caller gave it."""
 
     held_matrices = 1
-
-    @property
-    def inputs(self) -> dict[str, Array]:
-        """See `Option`."""
-        return {"bias": self.array}
+    gradient = "bias"
 
     def scores(self, scores: Array, chunk: Chunk, keys: slice, ops: Engine) -> Array:
         """See `Option`."""

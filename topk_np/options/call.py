@@ -5,19 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from array_api_compat import device
-
 from topk_np._namespace import Array, Namespace, array_namespace
 from topk_np.activations import Activation
 from topk_np.kernels import Engine, engine
-from topk_np.options.chunk import Batch, Output
-from topk_np.options.option import Option
+from topk_np.options.chunk import Batch, Option
 from topk_np.options.rules import AlwaysKept, KeepRule
 
-INPUTS = ("query", "key", "value", "gate", "key_bias", "value_bias")
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Call:
     """
     What ``activation(softcap(scale query keyᵀ) + bias) value`` is computed of.
@@ -28,7 +23,11 @@ class Call:
     """
 
     xp: Namespace = field(repr=False)
+    """The library of the arrays."""
     ops: Engine = field(repr=False)
+    """The engine that computes on them."""
+    dtype: Any
+    """What is computed in; outputs have the inputs' own dtype."""
     query: Array
     """(*batch, Q, D)"""
     key: Array
@@ -36,12 +35,18 @@ class Call:
     value: Array
     """(*batch, N, V)"""
     batch: Batch
-    dtype: Any
-    """What is computed in; outputs have the inputs' own dtype."""
+    queries: int
+    """Q, the number of queries of a head."""
+    keys: int
+    """N, the number of keys of a head."""
+    slots: int
+    """K, the most keys that a query keeps."""
+    inputs: dict[str, Array] = field(repr=False)
+    """The arrays that have a gradient, by name; those not given are left out."""
     shapes: dict[str, tuple[int, ...]]
-    """Of query, key and value as the caller gave them."""
+    """Of those that the caller gave in another shape."""
     activation: Activation
-    rule: KeepRule | None = None
+    rule: KeepRule | None
     """How many keys a query keeps; None where that is all of them: the dense function."""
     scale: float = 1.0
     softcap: float | None = None
@@ -58,60 +63,11 @@ class Call:
     ranks_weights: bool = False
     """Whether the k best are the largest weights by size, not the largest scores."""
 
-    @property
-    def inputs(self) -> dict[str, Array]:
-        """The arrays that have a gradient, by name; those not given are left out."""
-        arrays = {name: getattr(self, name) for name in INPUTS}
-        for option in self.options:
-            arrays |= option.inputs
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """The shape of the output with the caller's leading axes, (..., Q, V)."""
-        return (*self.batch.lead, self.queries, int(self.value.shape[-1]))
-
-    @property
-    def queries(self) -> int:
-        """Q, the number of queries of a head."""
-        return int(self.query.shape[-2])
-
-    @property
-    def keys(self) -> int:
-        """N, the number of keys of a head."""
-        return int(self.key.shape[-2])
-
-    @property
-    def slots(self) -> int:
-        """K, the most keys that a query keeps."""
-        if self.rule is None:
-            return self.keys
-        always = 0 if self.always is None else self.always.slots
-        return min(self.rule.k + always, self.keys)
-
-    def output(self, width: int, dtype: Any = None) -> Output:
-        """An array (*batch, Q, width) of zeros, of the computing dtype unless told otherwise."""
-        return Output(self.zeros(*self.batch.shape, self.queries, width, dtype=dtype))
-
-    def zeros(self, *shape: int, dtype: Any = None) -> Array:
-        """An array of zeros on the inputs' device, of the computing dtype unless told otherwise."""
-        dtype = self.dtype if dtype is None else dtype
-        return self.xp.zeros(shape, dtype=dtype, device=device(self.query))
-
-    def unfold(self, array: Array) -> Array:
-        """An array (*batch, Q, ·) with the caller's leading axes."""
-        return self.xp.reshape(array, (*self.batch.lead, *array.shape[-2:]))
-
-    def fold(self, array: Array) -> Array:
-        """An array (..., Q, ·) over all heads with the batch axes."""
-        return self.batch.fold(self.xp, array)
-
     def __getstate__(self) -> dict[str, Any]:
         """Without modules, which cannot be pickled."""
         return {name: value for name, value in vars(self).items() if name not in ("xp", "ops")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """With the library and the engine of the arrays."""
-        vars(self).update(state)
-        vars(self)["xp"] = array_namespace(self.query)
-        vars(self)["ops"] = engine(vars(self)["xp"])
+        xp = array_namespace(state["query"])
+        vars(self).update(state, xp=xp, ops=engine(xp))

@@ -28,10 +28,9 @@ from topk_np.activations import ACTIVATIONS, Activation
 from topk_np.kernels import engine
 from topk_np.options.bias import ArrayBias, make_bias
 from topk_np.options.call import Call
-from topk_np.options.chunk import Batch, Positions, Shape, check_lead_integers
+from topk_np.options.chunk import Batch, Option, Positions, Shape, check_lead_integers
 from topk_np.options.dropout import WeightDropout, make_dropout
 from topk_np.options.masks import Mask, PairFunction, check_lengths, check_mask, check_window
-from topk_np.options.option import Option
 from topk_np.options.relative import ALiBi, SlopeBias, T5Bias, TableBias
 from topk_np.options.rules import AlwaysKept, KeepRule, check_always_keep, check_share
 
@@ -123,35 +122,43 @@ def attention_call(
     check_ndim("value", value, 2, "(..., N, V)")
     check_same("key's last axis", key.shape[-1], "query's", query.shape[-1])
     check_same("value's second last axis", value.shape[-2], "key's", key.shape[-2])
-    lead = _broadcast_leads(*(tuple(array.shape[:-2]) for array in (query, key, value)))
-    (queries, width), keys = query.shape[-2:], key.shape[-2]
     query, key, value = plain(query), plain(key), plain(value)
+    shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
+    lead, *others = (shape[:-2] for shape in shapes.values())
+    if any(other != lead for other in others):
+        lead = _broadcast_leads(lead, *others)
+    (queries, width), keys = query.shape[-2:], key.shape[-2]
 
     is_causal = check_flag("is_causal", given("is_causal", False))
-    left, right = check_window(given("window"))
-    mask, bias, always_keep = given("mask"), given("bias"), given("always_keep")
+    mask, window, bias = given("mask"), given("window"), given("bias")
+    always_keep, offset = given("always_keep"), given("query_offset")
+    left, right = (None, None) if window is None else check_window(window)
     sinks, local = (0, 0) if always_keep is None else check_always_keep(always_keep, keys)
-    positions = Positions(_check_offset(query, given("query_offset"), lead))
-    if given("query_offset") is None and queries != keys:
+    if offset is not None:
+        offset = check_lead_integers("query_offset", offset, query, lead)
+    elif queries != keys:
         by_position = {
             "is_causal": is_causal,
-            "window": given("window") is not None,
+            "window": window is not None,
             "a mask function": callable(mask),
             "a bias by position": callable(bias) or isinstance(bias, (ALiBi, T5Bias)),
             "always_keep": local > 0,
         }
         _check_offset_is_given(by_position, queries, keys)
+    positions = Positions(0 if offset is None else offset)
     if mask is not None and not callable(mask):
         mask = check_mask(query, mask, (*lead, queries, keys))
-    lengths = [
-        check_lengths(name, given(name), query, lead, most)
-        for name, most in (("query_lengths", queries), ("key_lengths", keys))
-    ]
+    lengths: list[Any] = [given("query_lengths"), given("key_lengths")]
+    if lengths[0] is not None:
+        lengths[0] = check_lengths("query_lengths", lengths[0], query, lead, queries)
+    if lengths[1] is not None:
+        lengths[1] = check_lengths("key_lengths", lengths[1], query, lead, keys)
     added = None if bias is None else make_bias(query, bias, positions, lead, keys)
-    dropout = make_dropout(given("dropout"))
-    scale = given("scale")
+    dropout = None if given("dropout") is None else make_dropout(given("dropout"))
+    scale, softcap = given("scale"), given("softcap")
     scale = 1 / math.sqrt(max(width, 1)) if scale is None else check_number("scale", scale)
-    softcap = None if given("softcap") is None else _check_softcap(given("softcap"), scale)
+    softcap = None if softcap is None else _check_softcap(softcap, scale)
+    kept = None if rule is None else check_rule(*rule)
 
     # Everything as arrays over the same batch axes.
     arrays = [query, key, value]
@@ -159,37 +166,45 @@ def attention_call(
     arrays += [added.array] if isinstance(added, ArrayBias) else []
     tables = [added.array] if isinstance(added, TableBias) else []
     batch = Batch.of(lead, arrays, tables) if joined else Batch.apart(lead)
-    positions = Positions(batch.fold_numbers(positions.offset))
-    kept: list[Option] = []
+    query, key, value = (batch.fold(xp, array) for array in (query, key, value))
+    inputs = {"query": query, "key": key, "value": value}
+    if isinstance(positions.offset, np.ndarray):
+        positions = Positions(batch.fold_numbers(positions.offset))
+    lengths = [n if n is None or isinstance(n, int) else batch.fold_numbers(n) for n in lengths]
+    working: list[Option] = []
     if added is not None:
-        kept.append(_folded(added, batch, positions, xp))
+        working.append(_folded(added, batch, positions, xp))
+        if added.gradient:
+            inputs[added.gradient] = vars(working[0])["array"]
     hiding = (mask, left, 0 if is_causal else right, *lengths)
     if any(one is not None for one in hiding):
         pairs = mask if mask is None or callable(mask) else batch.fold(xp, mask)
-        folded = [None if numbers is None else batch.fold_numbers(numbers) for numbers in lengths]
-        kept.append(Mask(positions, pairs, *hiding[1:3], *folded))
+        working.append(Mask(positions, pairs, *hiding[1:]))
     if dropout is not None:
-        kept.append(WeightDropout(dropout, positions, batch.shape))
+        working.append(WeightDropout(dropout, positions, batch.shape))
     always = None
     if sinks or local:
-        of_head = keys if lengths[1] is None else batch.fold_numbers(lengths[1])
+        of_head = keys if lengths[1] is None else lengths[1]
         always = AlwaysKept(sinks, local, of_head, positions)
     return Call(
-        xp,
-        engine(xp),
-        *(batch.fold(xp, array) for array in (query, key, value)),
-        batch,
-        compute_dtype(xp, query),
-        {
-            name: tuple(array.shape)
-            for name, array in (("query", query), ("key", key), ("value", value))
-        },
-        ACTIVATIONS["softmax"],
-        None if rule is None else check_rule(*rule),
-        scale,
-        softcap,
-        tuple(kept),
-        always,
+        xp=xp,
+        ops=engine(xp),
+        dtype=compute_dtype(xp, query),
+        query=query,
+        key=key,
+        value=value,
+        batch=batch,
+        queries=queries,
+        keys=keys,
+        slots=keys if kept is None else min(kept.k + sinks + local, keys),
+        inputs=inputs,
+        shapes=shapes,
+        activation=ACTIVATIONS["softmax"],
+        rule=kept,
+        scale=scale,
+        softcap=softcap,
+        options=tuple(working),
+        always=always,
     )
 
 
@@ -216,10 +231,6 @@ def _broadcast_leads(query: Shape, key: Shape, value: Shape) -> Shape:
             "the leading axes of query, key and value must broadcast, got "
             f"{query}, {key} and {value}"
         ) from None
-
-
-def _check_offset(query: Array, offset: Any, lead: Shape) -> Any:
-    return 0 if offset is None else check_lead_integers("query_offset", offset, query, lead)
 
 
 def _check_offset_is_given(by_position: dict[str, bool], queries: int, keys: int) -> None:
@@ -270,23 +281,32 @@ def ffn_call(
     check_choice("select", select, SELECTS)
     if not isinstance(activation, Activation):
         activation = ACTIVATIONS[check_choice("activation", activation, tuple(sorted(ACTIVATIONS)))]
+    kept = None if rule is None else check_rule(*rule)
+    tokens = math.prod(x.shape[:-1])
+    inputs = {
+        "query": xp.reshape(plain(x), (1, tokens, width)),
+        "key": plain(keys)[None, ...],
+        "value": plain(values)[None, ...],
+        "gate": None if gate is None else plain(gate)[None, ...],
+        "key_bias": None if key_bias is None else plain(key_bias)[None, :, None],
+        "value_bias": None if value_bias is None else plain(value_bias)[None, None, :],
+    }
+    # Softmax without a gate keeps the order of the scores.
+    in_order = gate is None and activation is ACTIVATIONS["softmax"]
     return Call(
-        xp,
-        engine(xp),
-        xp.reshape(plain(x), (1, math.prod(x.shape[:-1]), width)),
-        plain(keys)[None, ...],
-        plain(values)[None, ...],
-        Batch.apart(()),
-        compute_dtype(xp, x),
-        {},
-        activation,
-        None if rule is None else check_rule(*rule),
-        gate=None if gate is None else plain(gate)[None, ...],
-        key_bias=None if key_bias is None else plain(key_bias)[None, :, None],
-        value_bias=None if value_bias is None else plain(value_bias)[None, None, :],
-        # Softmax without a gate keeps the order of the scores.
-        ranks_weights=select == "activation"
-        and (gate is not None or activation is not ACTIVATIONS["softmax"]),
+        xp=xp,
+        ops=engine(xp),
+        dtype=compute_dtype(xp, x),
+        **inputs,
+        batch=Batch.apart(()),
+        queries=tokens,
+        keys=units,
+        slots=units if kept is None else min(kept.k, units),
+        inputs={name: array for name, array in inputs.items() if array is not None},
+        shapes={},
+        activation=activation,
+        rule=kept,
+        ranks_weights=select == "activation" and not in_order,
     )
 
 
@@ -305,13 +325,14 @@ def check_grad(
     name: str, of: str, like: Array, shape: tuple[int, ...], dtype: Any, given: Array
 ) -> Array:
     """Check the gradient of something, of the given shape and dtype."""
-    namespace_of({of: like, name: given})
+    xp = namespace_of({of: like, name: given})
     if given is None:
         raise TypeError(f"{name} must be an array, got None")
     if given.dtype != dtype:
         wanted = getattr(dtype, "__name__", dtype)
         raise TypeError(f"{name} must have the dtype of {of}, {wanted}, got {given.dtype}")
-    check_device(name, given, of, like)
+    if xp is not np:
+        check_device(name, given, of, like)
     if tuple(given.shape) != shape:
         raise ValueError(f"{name} must have the shape of {of}, {shape}, got {tuple(given.shape)}")
     return plain(given)

@@ -1,4 +1,8 @@
-"""A chunk of work: C queries of G heads, and what arrays and numbers over all heads have for it."""
+"""
+A chunk of work, C queries of G heads: its part of arrays and numbers over all heads.
+
+And `Option`: what an option may do to a chunk.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from topk_np._namespace import (
     put,
     to_numpy,
 )
+from topk_np.kernels import Engine
 
 FURTHEST = 2**62  # position that is computed with
 
@@ -35,7 +40,7 @@ class Heads(NamedTuple):
     first: Shape
     """The place of the first among the batch axes."""
     axis: int
-    count: int
+    number: int
     """G"""
 
     def within(self, lead: Shape) -> tuple[int | slice, ...]:
@@ -47,7 +52,7 @@ class Heads(NamedTuple):
 def _within(heads: Heads, lead: Shape) -> tuple[int | slice, ...]:
     place: list[int | slice] = [i if n > 1 else 0 for i, n in zip(heads.first, lead, strict=True)]
     first = place[heads.axis]
-    last = heads.first[heads.axis] + heads.count if lead[heads.axis] > 1 else 1
+    last = heads.first[heads.axis] + heads.number if lead[heads.axis] > 1 else 1
     place[heads.axis] = slice(first, last)
     return tuple(place)
 
@@ -66,9 +71,9 @@ class Chunk(NamedTuple):
     def stack(self, array: Array) -> Array:
         """(G, n, ·): the heads' matrices of an array (*batch, n, ·); a view."""
         own = array[(*self.heads.within(tuple(array.shape[:-2])), ...)]
-        if own.shape[0] == self.heads.count:
+        if own.shape[0] == self.heads.number:
             return own
-        return array_namespace(array).broadcast_to(own, (self.heads.count, *own.shape[1:]))
+        return array_namespace(array).broadcast_to(own, (self.heads.number, *own.shape[1:]))
 
     def pairs(self, array: Array, keys: slice) -> Array:
         """(G or 1, C or 1, n or 1): some keys of an array that broadcasts to (*batch, Q, N)."""
@@ -80,21 +85,64 @@ class Chunk(NamedTuple):
         """One number for each head, or one alone where all are the same."""
         if isinstance(numbers, int):
             return [numbers]
-        own = numbers[self.heads.within(numbers.shape)].tolist()
+        own: list[int] = numbers[self.heads.within(numbers.shape)].tolist()
         return own if len(set(own)) > 1 else own[:1]
 
 
+@dataclass(eq=False)
 class Output:
     """An array over all heads and queries that chunks fill, also where none can be written to."""
 
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        """(*batch, Q, ·)"""
+    array: Array
+    """(*batch, Q, ·)"""
 
     def put(self, chunk: Chunk, piece: Array) -> None:
         """Store what was computed for a chunk, (G, C, ·)."""
         place = chunk.heads.within(tuple(self.array.shape[:-2]))
         self.array = put(self.array, (*place, chunk.rows, slice(None)), piece)
+
+
+class Option:
+    """
+    An option, checked: each hook does nothing, unless the option says otherwise.
+
+    The passes call the hooks of all options in the order of `topk_np.options.call.Call.options`.
+    """
+
+    score_matrices = 0
+    """Matrices of the size of a block of scores that it holds."""
+    slot_matrices = 0
+    """Numbers that it holds for each kept slot."""
+    held_matrices = 0
+    """Of these, what it holds until its gradient is added up."""
+    masks = False
+    """Whether it hides keys from queries."""
+    gradient = ""
+    """The name of the gradient of its `array` (*batch, n, ·); empty if it has none."""
+
+    def visible(self, chunk: Chunk, keys: slice) -> slice:
+        """Of these keys, the range outside of which no query of the chunk may attend to any."""
+        return keys
+
+    def scores(self, scores: Array, chunk: Chunk, keys: slice, ops: Engine) -> Array:
+        """The scores (G, C, n) of some keys, our own to change, with what the option does."""
+        return scores
+
+    def factors(self, chunk: Chunk, indices: Array, dtype: Any) -> Array | None:
+        """(G, C, K): what the weights of some keys are multiplied by; None if by nothing."""
+        return None
+
+    def add_gradients(
+        self, grads: Any, chunk: Chunk, dscores: Array, indices: Array, ops: Engine
+    ) -> None:
+        """Add to `grads` what the gradient of the kept scores (G, C, K) means for `inputs`."""
+
+    def add_dense_gradients(self, grads: Any, chunk: Chunk, keys: slice, dscores: Array) -> None:
+        """Add what the gradient of the scores (G, C, n) of these keys means for `inputs`."""
+
+    def own_gradient(self, total: Array) -> Array:
+        """The gradient (*batch, n, ·) of its array in the shape that the caller gave."""
+        return total
 
 
 @dataclass(frozen=True)
@@ -106,6 +154,8 @@ class Positions:
 
     def first(self, chunk: Chunk) -> list[int]:
         """The position of a chunk's first query, for each head or one for all."""
+        if isinstance(self.offset, int):
+            return [chunk.rows.start + self.offset]
         return [chunk.rows.start + offset for offset in chunk.numbers(self.offset)]
 
     def column(self, chunk: Chunk, like: Array) -> Array:
@@ -180,8 +230,7 @@ class Batch:
     @classmethod
     def apart(cls, lead: Shape) -> Batch:
         """Each leading axis by itself."""
-        groups = tuple((axis,) for axis in range(len(lead))) or ((),)
-        return cls(lead, groups, _joined(lead, groups))
+        return cls(lead, tuple((axis,) for axis in range(len(lead))) or ((),), lead or (1,))
 
     def fold(self, xp: Namespace, array: Array) -> Array:
         """An array (..., n, ·) as (*batch, n, ·)."""
@@ -190,6 +239,10 @@ class Batch:
             return array
         full = (1,) * (len(self.lead) - len(lead)) + tuple(lead)
         return xp.reshape(array, (*_joined(full, self.groups), rows, width))
+
+    def unfold(self, xp: Namespace, array: Array) -> Array:
+        """An array (*batch, n, ·) over all heads with the caller's leading axes."""
+        return xp.reshape(array, (*self.lead, *array.shape[-2:]))
 
     def fold_numbers(self, numbers: int | np.ndarray) -> int | np.ndarray:
         """Numbers over the leading axes as numbers over all batch axes."""

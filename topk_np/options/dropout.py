@@ -17,8 +17,7 @@ import numpy as np
 
 from topk_np._namespace import Array, array_namespace, check_integer, check_number
 from topk_np.kernels import engine
-from topk_np.options.chunk import Chunk, Positions, Shape, over_heads
-from topk_np.options.option import Option
+from topk_np.options.chunk import Chunk, Option, Positions, Shape, over_heads
 
 SEEDS = 2**64
 
@@ -84,8 +83,6 @@ def signed(number: int) -> int:
 
 def make_dropout(dropout: Any) -> Dropout | None:
     """Check the option `dropout`, a pair (rate, seed); None where nothing is dropped."""
-    if dropout is None:
-        return None
     if not isinstance(dropout, (tuple, list)):
         raise TypeError(f"dropout must be a pair (rate, seed), got {type(dropout).__name__}")
     if len(dropout) != 2:

@@ -19,8 +19,15 @@ from topk_np._namespace import (
     namespace_of,
 )
 from topk_np.kernels import Engine
-from topk_np.options.chunk import Chunk, Positions, Shape, check_lead_integers, over_heads, row
-from topk_np.options.option import Option
+from topk_np.options.chunk import (
+    Chunk,
+    Option,
+    Positions,
+    Shape,
+    check_lead_integers,
+    over_heads,
+    row,
+)
 
 PairFunction = Callable[[Array, Array], Array]  # of query positions (C, 1) and key positions (1, n)
 
@@ -59,7 +66,9 @@ class Mask(Option):
     def _heads(self, chunk: Chunk, keys: int) -> list[tuple[int, int, int]]:
         """Of each head, or all: the first query's position, the numbers of queries and keys."""
         firsts = self.positions.first(chunk)
-        ends = [chunk.rows.stop] if self.query_lengths is None else chunk.numbers(self.query_lengths)
+        ends = (
+            [chunk.rows.stop] if self.query_lengths is None else chunk.numbers(self.query_lengths)
+        )
         lengths = [keys] if self.key_lengths is None else chunk.numbers(self.key_lengths)
         heads = zip_longest(firsts, ends, lengths)
         one = firsts[0], ends[0], lengths[0]  # where one stands for all
@@ -85,7 +94,11 @@ class Mask(Option):
         if self.right is not None:
             last = [max(-queries, min(first + self.right, columns)) for first in firsts]
         if max(least) + queries > 1 or min(last) < columns - 1:
-            scores = ops.hide_outside(scores, *_edges(least, last))
+            if len(least) == len(last) == 1:
+                scores = ops.hide_outside(scores, least[0], last[0])
+            else:
+                edges = (np.broadcast_to(edge, (scores.shape[0],)) for edge in (least, last))
+                scores = ops.hide_outside(scores, *edges)
         if self.key_lengths is not None:
             lengths = chunk.numbers(self.key_lengths)
             if min(lengths) < keys.stop:
@@ -103,14 +116,6 @@ class Mask(Option):
         if dtype_name(allowed) != "bool":
             raise TypeError(f"mask must return a boolean array, got dtype {allowed.dtype}")
         return allowed
-
-
-def _edges(least: list[int], last: list[int]) -> tuple[Any, Any]:
-    """Two integers where all heads have the same, else arrays (G,)."""
-    if len(least) == len(last) == 1:
-        return least[0], last[0]
-    heads = max(len(least), len(last))
-    return tuple(np.broadcast_to(np.asarray(edge, np.int64), (heads,)) for edge in (least, last))
 
 
 def call_pair_function(
@@ -152,8 +157,6 @@ def check_mask(query: Array, mask: Any, full: Shape) -> Array:
 
 def check_window(window: Any) -> tuple[int | None, int | None]:
     """Check the option `window`, a pair (left, right)."""
-    if window is None:
-        return None, None
     if not isinstance(window, (tuple, list)):
         raise TypeError(f"window must be a pair (left, right), got {type(window).__name__}")
     if len(window) != 2:
@@ -166,9 +169,7 @@ def check_window(window: Any) -> tuple[int | None, int | None]:
 
 
 def check_lengths(name: str, given: Any, query: Array, lead: Shape, most: int) -> Any:
-    """Check `query_lengths` or `key_lengths`, numbers up to `most`; None if not given."""
-    if given is None:
-        return None
+    """Check `query_lengths` or `key_lengths`, numbers up to `most`."""
     lengths = check_lead_integers(name, given, query, lead)
     low, high = (
         (lengths,) * 2

@@ -29,8 +29,7 @@ from topk_np._namespace import (
     to_numpy,
 )
 from topk_np.kernels import Engine
-from topk_np.options.chunk import Chunk, Positions, Shape, row
-from topk_np.options.option import Option
+from topk_np.options.chunk import Chunk, Option, Positions, Shape, row
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +155,7 @@ class TableBias(Option):
 
     slot_matrices = 8  # buckets
     held_matrices = 1
-
-    @property
-    def inputs(self) -> dict[str, Array]:
-        """See `Option`."""
-        return {"bias": self.array}
+    gradient = "bias"
 
     def scores(self, scores: Array, chunk: Chunk, keys: slice, ops: Engine) -> Array:
         """See `Option`."""

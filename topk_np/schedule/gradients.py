@@ -11,13 +11,13 @@ enough for all threads. What no other chunk adds to is written at once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from topk_np._namespace import Array, add_at, cast, put
+from topk_np._namespace import Array, add_at, cast, put, zeros
 from topk_np.kernels import Engine, tuning
 from topk_np.options.call import Call
-from topk_np.options.chunk import Chunk, Heads, Shape
+from topk_np.options.chunk import Chunk, Heads
 from topk_np.schedule.plan import slices
 from topk_np.schedule.threads import WorkerTeam
 
@@ -27,7 +27,7 @@ class Contribution(Protocol):
 
     @property
     def heads(self) -> int:
-        """G"""
+        """How many heads there are, G."""
 
     def head(self, g: int) -> Contribution:
         """The contribution of one head of the stack."""
@@ -120,7 +120,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class Product:
-    """The transposed weights (G, C, n), where allowed, times rows (G, C, w); made as it is added."""
+    """The transposed weights (G, C, n), where allowed, times `rows` (G, C, w)."""
 
     ops: Engine
     weights: Array
@@ -137,8 +137,9 @@ class Product:
 
     def head(self, g: int) -> Product:
         """See `Contribution`."""
-        own = (array[g : g + 1, ...] for array in (self.weights, self.scores, self.rows))
-        return Product(self.ops, *own, self.start)
+        own = slice(g, g + 1)
+        weights, scores, rows = self.weights[own, ...], self.scores[own, ...], self.rows[own, ...]
+        return Product(self.ops, weights, scores, rows, self.start)
 
     def add_to(self, total: Array, first: int, fresh: bool) -> Array:
         """See `Contribution`."""
@@ -158,50 +159,42 @@ class Place(NamedTuple):
     """Some heads of a gradient."""
 
     name: str
-    first: Shape
-    """The place of the first among the gradient's own axes."""
-    axis: int
-    count: int
-
-    def within(self, shape: Shape) -> tuple[int | slice, ...]:
-        """The place in an array of the gradient's batch axes."""
-        return Heads(self.first, self.axis, self.count).within(shape)
+    heads: Heads
+    """Their place among the gradient's own axes."""
 
 
+@dataclass(frozen=True)
 class Gradients:
     """What one chunk adds to the gradients."""
 
-    def __init__(self, sums: _Sums, chunk: Chunk) -> None:
-        self._sums = sums
-        self._chunk = chunk
-        self.waiting: list[tuple[Place, Contribution]] = []
-        """What is to be added in order, since other chunks add there too."""
+    sums: _Sums
+    chunk: Chunk
+    waiting: list[tuple[Place, Contribution]] = field(default_factory=list)
+    """What is to be added in order, since other chunks add there too."""
 
     def add_rows(self, name: str, start: int, rows: Array, column: int = 0) -> None:
         """Add rows (G, h, w) from row `start` on."""
         self._add(name, Rows(rows, start, column))
 
-    def scatter(
-        self, name: str, weights: Array, indices: Array, pattern: Any, rows: Array
-    ) -> None:
+    def scatter(self, name: str, weights: Array, indices: Array, pattern: Any, rows: Array) -> None:
         """Add the transposed row-sparse matrix of weights (G, C, K) times rows (G, C, w)."""
-        call = self._sums.call
+        call = self.sums.call
         self._add(name, Scattered(call.ops, weights, indices, pattern, call.keys, rows))
 
     def add_slots(self, name: str, start: int, weights: Array, indices: Array) -> None:
         """Add the row-sparse matrix of weights (G, C, K) itself, from row `start` on."""
-        self._add(name, Slots(self._sums.call.ops, weights, indices, start))
+        self._add(name, Slots(self.sums.call.ops, weights, indices, start))
 
     def add_product(
         self, name: str, start: int, weights: Array, scores: Array, rows: Array
     ) -> None:
         """Add the transposed weights (G, C, n), where allowed, times rows, from `start` on."""
-        self._add(name, Product(self._sums.call.ops, weights, scores, rows, start))
+        self._add(name, Product(self.sums.call.ops, weights, scores, rows, start))
 
     def _add(self, name: str, contribution: Contribution) -> None:
-        place = self._sums.place(name, self._chunk.heads)
-        if self._sums.alone(name, self._chunk):
-            self._sums.write(place, self._chunk, contribution)
+        place = self.sums.place(name, self.chunk.heads)
+        if self.sums.alone(name, self.chunk):
+            self.sums.write(place, self.chunk, contribution)
         else:
             self.waiting.append((place, contribution))
 
@@ -223,7 +216,7 @@ def sum_gradients(
         in_flight = team.in_flight if call.ops.THREADS else 1
     sums = _Sums(call)
     waves = [chunks[wave] for wave in slices(len(chunks), in_flight)]
-    last = {place: i for i, wave in enumerate(waves) for place in sums.places(wave)}
+    last = sums.last_waves(waves) if sums.narrow else {}
 
     def collect(chunk: Chunk) -> list[tuple[Place, Contribution]]:
         grads = Gradients(sums, chunk)
@@ -232,11 +225,13 @@ def sum_gradients(
 
     for i, wave in enumerate(waves):
         waiting = [each for own in team.map(collect, wave) for each in own]
-        shares = _shares(sums, waiting, team.threads)
-        for share, rows in zip(shares, team.map(_Share.sum, shares), strict=True):
-            if rows is not share.total:
-                sums.put(share.place, share.rows, rows)
-        sums.finish([place for place in sums.unfinished if last[place] == i])
+        if waiting:
+            shares = _shares(sums, waiting, team.threads)
+            for share, rows in zip(shares, team.map(_Share.sum, shares), strict=True):
+                if rows is not share.total:
+                    sums.put(share.place, share.rows, rows)
+        if sums.narrow:
+            sums.finish([place for place in sums.unfinished if last[place] == i])
     return sums.grads
 
 
@@ -250,9 +245,9 @@ class _Sums:
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self._narrow = call.dtype != call.query.dtype
+        self.narrow = call.dtype != call.query.dtype
         self.grads = {
-            name: call.zeros(*array.shape, dtype=call.query.dtype)
+            name: zeros(call.xp, array.shape, call.query.dtype, array)
             for name, array in call.inputs.items()
         }
         self.unfinished: dict[Place, Array] = {}
@@ -267,12 +262,12 @@ class _Sums:
     def write(self, place: Place, chunk: Chunk, contribution: Contribution) -> None:
         """Write what a chunk alone contributes to a gradient."""
         rows = chunk.rows if place.name == "query" else slice(0, self.grads[place.name].shape[-2])
-        index = (*place.within(tuple(self.grads[place.name].shape[:-2])), rows, slice(None))
+        index = (*place.heads.within(tuple(self.grads[place.name].shape[:-2])), rows, slice(None))
         total = self.grads[place.name][index]
-        if self._narrow:
-            total = self.call.zeros(*total.shape)
+        if self.narrow:
+            total = zeros(self.call.xp, total.shape, self.call.dtype, total)
         written = contribution.add_to(total, rows.start, fresh=True)
-        if self._narrow or written is not total:
+        if self.narrow or written is not total:
             values = cast(self.call.xp, written, self.call.query.dtype)
             self.grads[place.name] = put(self.grads[place.name], index, values)
 
@@ -282,35 +277,39 @@ class _Sums:
         self._begun.add(place)
         return first
 
-    def places(self, chunks: list[Chunk]) -> set[Place]:
-        """Where the chunks may add to, if there will be sums apart."""
-        if not self._narrow:
-            return set()
-        return {self.place(name, chunk.heads) for chunk in chunks for name in self.grads}
+    def last_waves(self, waves: list[list[Chunk]]) -> dict[Place, int]:
+        """Which wave is the last to add to a place."""
+        return {
+            self.place(name, chunk.heads): i
+            for i, wave in enumerate(waves)
+            for chunk in wave
+            for name in self.grads
+        }
 
     def place(self, name: str, heads: Heads) -> Place:
         """Where what some heads contribute to an input's gradient belongs."""
         lead = self.grads[name].shape[:-2]
         first = tuple(0 if n == 1 else i for i, n in zip(heads.first, lead, strict=True))
-        return Place(name, first, heads.axis, 1 if lead[heads.axis] == 1 else heads.count)
+        return Place(name, Heads(first, heads.axis, min(heads.number, lead[heads.axis])))
 
     def rows(self, place: Place, rows: slice) -> Array:
         """Some rows of the sum at a place, (G, n, ·)."""
         grad = self.grads[place.name]
-        if not self._narrow:
-            return grad[(*place.within(tuple(grad.shape[:-2])), rows, slice(None))]
+        if not self.narrow:
+            return grad[(*place.heads.within(tuple(grad.shape[:-2])), rows, slice(None))]
         if place not in self.unfinished:
-            self.unfinished[place] = self.call.zeros(place.count, *grad.shape[-2:])
+            shape = (place.heads.number, *grad.shape[-2:])
+            self.unfinished[place] = zeros(self.call.xp, shape, self.call.dtype, grad)
         return self.unfinished[place][:, rows, :]
 
     def put(self, place: Place, rows: slice, values: Array) -> None:
         """Put a new sum in the place of some rows, where it was not added to them directly."""
-        if self._narrow:
+        if self.narrow:
             whole = (slice(None), rows, slice(None))
             self.unfinished[place] = put(self.unfinished[place], whole, values)
         else:
             grad = self.grads[place.name]
-            index = (*place.within(tuple(grad.shape[:-2])), rows, slice(None))
+            index = (*place.heads.within(tuple(grad.shape[:-2])), rows, slice(None))
             self.grads[place.name] = put(grad, index, values)
 
     def finish(self, places: list[Place]) -> None:
@@ -318,7 +317,7 @@ class _Sums:
         for place in places:
             grad = self.grads[place.name]
             values = cast(self.call.xp, self.unfinished.pop(place), grad.dtype)
-            index = (*place.within(tuple(grad.shape[:-2])), slice(None), slice(None))
+            index = (*place.heads.within(tuple(grad.shape[:-2])), slice(None), slice(None))
             self.grads[place.name] = put(grad, index, values)
 
 
@@ -353,13 +352,11 @@ def _cleared(total: Array) -> Array:
     return put(total, ..., 0)
 
 
-def _shares(
-    sums: _Sums, waiting: list[tuple[Place, Contribution]], threads: int
-) -> list[_Share]:
+def _shares(sums: _Sums, waiting: list[tuple[Place, Contribution]], threads: int) -> list[_Share]:
     """What can be added independently: one place of one gradient, or a range of its rows."""
     gathered: dict[Place, list[Contribution]] = {}
     for place, contribution in waiting:
-        shared = contribution.heads > place.count
+        shared = contribution.heads > place.heads.number
         heads = [contribution.head(g) for g in range(contribution.heads)] if shared else []
         gathered.setdefault(place, []).extend(heads or [contribution])
     scattered = [place for place, own in gathered.items() if isinstance(own[0], Scattered)]

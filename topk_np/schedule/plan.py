@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from topk_np._namespace import Array, check_integer
+from topk_np._namespace import check_integer
 from topk_np.kernels import tuning
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk, Heads
@@ -23,7 +23,7 @@ DEFAULT_MEMORY_BUDGET = 64 * 2**20  # bytes of scratch, shared by all workers
 
 @dataclass(frozen=True)
 class Workload:
-    """The sizes that a schedule depends on: shapes alone, so that results do not depend on the machine."""
+    """The sizes that a schedule depends on: shapes alone, never the machine."""
 
     batch: tuple[int, ...]
     """The lengths of the batch axes."""
@@ -57,6 +57,12 @@ class Workload:
         """The workload of a call."""
         options, p = call.options, None if call.rule is None else call.rule.p
         narrow = call.dtype != call.query.dtype
+        copied = narrow
+        for matrix in (call.key, call.gate):
+            if isinstance(matrix, np.ndarray) and matrix.size:
+                # BLAS reads a matrix as it lies in memory if one axis has no gaps.
+                apart = matrix.strides[-2:]
+                copied = copied or matrix.itemsize not in apart or 0 in apart
         sorted_again = 2 if p is not None or call.always is not None else 0
         exponentials = 2 if p is not None else 0
         return cls(
@@ -73,7 +79,7 @@ class Workload:
             sum(option.held_matrices for option in options),
             call.always is not None or any(option.masks for option in options),
             narrow,
-            narrow or not _fits_blas(call.key, call.gate),
+            copied,
             call.ranks_weights and not call.activation.by_element,
             call.ops.WHOLE_BUDGET,
         )
@@ -151,15 +157,6 @@ class Workload:
         return max(row, min(tuning.current.gathered_bytes, rows * row))
 
 
-def _fits_blas(*matrices: Array | None) -> bool:
-    """Whether BLAS can read the matrices as they lie in memory: one axis of each has no gaps."""
-    return all(
-        matrix.itemsize in matrix.strides[-2:] and 0 not in matrix.strides[-2:]
-        for matrix in matrices
-        if isinstance(matrix, np.ndarray) and matrix.size
-    )
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The pieces of a call: chunks of queries, blocks of keys, stacks of heads."""
@@ -201,31 +198,29 @@ class Schedule:
         return [Chunk(*own) for own in product(heads, slices(self.workload.queries, rows))]
 
 
-def schedule_call(call: Call, chunk_size: Any = None, memory_budget: Any = None) -> Schedule:
-    """The schedule of a call: see `schedule_work`."""
-    return schedule_work(Workload.of(call), chunk_size, memory_budget, call.ops.THREADS)
-
-
-def schedule_work(
-    work: Workload, chunk_size: Any = None, memory_budget: Any = None, threaded: bool = True
+def schedule_call(
+    call: Call, chunk_size: Any = None, memory_budget: Any = None, work: Workload | None = None
 ) -> Schedule:
     """
-    Cut the work so that the tasks that run at once hold at most `memory_budget` bytes of scratch.
+    Cut a call so that the tasks that run at once hold at most `memory_budget` bytes of scratch.
 
-    `chunk_size` is an upper limit to the queries of a chunk.
+    `chunk_size` is an upper limit to the queries of a chunk; `work` is the call's own workload
+    unless given.
     """
     budget = DEFAULT_MEMORY_BUDGET
     if memory_budget is not None:
         budget = check_integer("memory_budget", memory_budget, least=1)
     if chunk_size is not None:
         chunk_size = check_integer("chunk_size", chunk_size, least=1)
-    return _schedule(work, chunk_size, budget, threaded, tuning.current)
+    work = Workload.of(call) if work is None else work
+    return schedule_work(work, chunk_size, budget, call.ops.THREADS, tuning.current)
 
 
 @lru_cache(256)
-def _schedule(
+def schedule_work(
     work: Workload, chunk_size: int | None, budget: int, threaded: bool, limits: tuning.Tuning
 ) -> Schedule:
+    """See `schedule_call`."""
     share = budget // work.tasks
     keys = max(work.keys, 1)
     least_keys = keys if work.whole_rows else min(keys, max(limits.least_block, 4 * work.slots))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cache
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -120,7 +121,10 @@ class WorkerTeam:
         """
         tasks = list(tasks)
         results: list[Any] = [None] * len(tasks)
-        queue = _Queue(tasks)
+        left: SimpleQueue[tuple[int, Task]] = SimpleQueue()
+        for numbered in enumerate(tasks):
+            left.put(numbered)
+        stopped: list[bool] = []
 
         def work(worker: int) -> None:
             try:
@@ -128,20 +132,23 @@ class WorkerTeam:
                 # Rows of NaN or inf are promised, not remarkable: no warnings about them.
                 with np.errstate(all="ignore"):
                     np.setbufsize(BUFFER_ELEMENTS)  # until errstate ends
-                    for i, task in queue:
+                    while not stopped:
+                        i, task = left.get_nowait()
                         results[i] = function(task)
+            except Empty:
+                return
             except BaseException:
-                queue.stop()
+                stopped.append(True)
                 raise
 
         helpers = min(self.threads, len(tasks)) - 1
         if helpers < 1:
             work(0)
         else:
-            self._work_beside(work, helpers, queue)
+            self._work_beside(work, helpers, stopped)
         return results
 
-    def _work_beside(self, work: Callable[[int], None], helpers: int, queue: _Queue) -> None:
+    def _work_beside(self, work: Callable[[int], None], helpers: int, stopped: list[bool]) -> None:
         """Run `work` here and in up to `helpers` threads; return when all have ended."""
         if self._pool is None:
             self._pool = self._own_pool = ThreadPoolExecutor(self.threads - 1, "topk_np")
@@ -150,7 +157,7 @@ class WorkerTeam:
             futures.extend(self._submit(self._pool, work, 1 + i) for i in range(helpers))
             work(0)
         except BaseException:
-            queue.stop()
+            stopped.append(True)
             raise
         finally:
             started = [future for future in futures if not future.cancel()]
@@ -168,25 +175,6 @@ class WorkerTeam:
             raise RuntimeError(
                 f"workers must be an executor that takes work, got {type(pool).__name__}: {error}"
             ) from error
-
-
-class _Queue(Iterator[tuple[int, Any]]):
-    """Tasks and their numbers, each for the one thread that asks first."""
-
-    def __init__(self, tasks: Iterable[Any]) -> None:
-        self._left = iter(enumerate(tasks))
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def __next__(self) -> tuple[int, Any]:
-        with self._lock:
-            if self._stopped:
-                raise StopIteration
-            return next(self._left)
-
-    def stop(self) -> None:
-        """Give out no more."""
-        self._stopped = True
 
 
 class _BlasGuard:

@@ -13,6 +13,8 @@ import numpy as np
 
 from topk_np._namespace import Array
 
+# Entries of a row that are worth looking at together when k of them are wanted: 4 k and a few.
+MOST_HITS, FEW = 4, 32
 SORTED_BYTES = 1024  # of a row, up to which NumPy sorts it faster than it partitions it
 
 _NO_HIT = np.uint64(0x0101010101010101)  # eight times True
@@ -27,16 +29,6 @@ class Hits(NamedTuple):
     """(hits,) int32 columns."""
     counts: Array
     """(R,) how many of each row."""
-
-
-def most_hits(k: int) -> int:
-    """Entries of a row that are worth looking at together when k of them are wanted."""
-    return 4 * k + 32
-
-
-def few_hits(k: int) -> int:
-    """Entries of a row, on average, up to which a higher floor costs more to find than it saves."""
-    return 3 * k // 2 + 16
 
 
 def by_row(scores: Array) -> Array:
@@ -108,7 +100,7 @@ def kth_largest(scores: Array, k: int) -> Array:
         scores.sort(axis=1)
     else:
         scores.partition(kth, axis=1)
-    return scores[:, kth]
+    return scores[:, kth].copy()  # a view would hold all of them
 
 
 def just_below(largest: Array) -> Array:
@@ -128,7 +120,7 @@ def trim(hits: Hits, k: int) -> Hits:
     if counts.max(initial=0) <= k:
         return hits
     padded = np.full((counts.size, counts.max()), -np.inf, values.dtype)
-    padded[used_slots(padded.shape[1], counts)] = values
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = values
     floor = just_below(kth_largest(padded, k))
     return drop_ties(only(hits, ~(values <= np.repeat(floor, counts))), k)
 
@@ -168,7 +160,7 @@ def in_slots(hits: Hits, slots: int | None = None) -> tuple[Array, Array]:
     if values.size == counts.size * slots:
         return values.reshape(shape), indices.reshape(shape)
     padded = no_slots(*shape, values.dtype)
-    used = used_slots(slots, counts)
+    used = np.arange(slots) < counts[:, None]
     padded[0][used], padded[1][used] = values, indices
     return padded
 
@@ -176,8 +168,3 @@ def in_slots(hits: Hits, slots: int | None = None) -> tuple[Array, Array]:
 def no_slots(rows: int, slots: int, dtype: Any) -> tuple[Array, Array]:
     """Values and indices of slots that are all unused."""
     return np.full((rows, slots), -np.inf, dtype), np.full((rows, slots), -1, np.int32)
-
-
-def used_slots(slots: int, counts: Array) -> Any:
-    """(R, slots) bool: which are in use, the first so many of each row."""
-    return np.arange(slots) < counts[:, None]

@@ -19,7 +19,7 @@ from topk_np._namespace import Array
 from topk_np.kernels import tuning
 
 SLOTS_BY_KEY = 4  # times the kept slots are the keys at most, where reading by key pays
-COPIED = 64 * 64  # numbers of a small matrix
+COPIED = 64 * 64  # numbers of a matrix whose transpose BLAS takes twice as long for
 APART = 16  # numbers between rows of scores that would compete for the same places of a cache
 
 
@@ -31,7 +31,10 @@ def product(query: Array, key: Array, scale: float, scratch: Any, name: str) -> 
         query = query * query.dtype.type(scale)
     if key.itemsize not in key.strides[1:] or 0 in key.strides[1:]:
         key = np.ascontiguousarray(key)  # BLAS needs one axis without gaps, and no repetition
-    np.matmul(query, _transposed(key), out=scores)
+    key = key.mT
+    if len(key) > 1 and key[0].size <= COPIED:
+        key = np.ascontiguousarray(key)
+    np.matmul(query, key, out=scores)
     if not exact:
         scores *= scale
     return scores
@@ -50,12 +53,6 @@ def _scratch(scratch: dict[str, Array], name: str, shape: tuple[int, int, int], 
         del buffer
         buffer = scratch[name] = np.empty(size, dtype)
     return buffer[:size].reshape(heads, rows, apart)[..., :columns]
-
-
-def _transposed(matrices: Array) -> Array:
-    """(G, V, n) from (G, n, V); copied if small, since BLAS then takes half the time for it."""
-    small = matrices.shape[0] > 1 and matrices[0].size <= COPIED
-    return np.ascontiguousarray(matrices.mT) if small else matrices.mT
 
 
 class Pattern:
@@ -95,7 +92,7 @@ class Pattern:
         indices, weights = self.indices[head], weights[head]
         k = indices.shape[-1]
         if self.used is None:
-            ends = np.arange(indices.size // max(k, 1) + 1, dtype=np.int32)
+            ends = np.arange(math.prod(indices.shape[:-1]) + 1, dtype=np.int32)
             return ends * np.int32(k), indices.reshape(-1), weights.reshape(-1)
         used = self.used[head]
         counts = np.count_nonzero(used, axis=-1).reshape(-1)
@@ -125,7 +122,14 @@ def gather_matmul(weights: Array, pattern: Pattern, values: Array) -> Array:
     out = np.zeros((*weights.shape[:2], values.shape[2]), weights.dtype)
     for head, matrix in enumerate(values):
         if matrix.flags.c_contiguous and matrix.dtype == weights.dtype:
-            _csr_times(pattern.csr(head, weights), matrix, out[head], weights[head].size)
+            multiply, csr = sparsetools().csr_matvecs, pattern.csr(head, weights)
+            by_key = SLOTS_BY_KEY * weights[head].size >= matrix.shape[0]
+            if by_key and matrix.nbytes > tuning.current.cache_bytes:
+                # Each key for all queries that keep it: the processor foresees the order in memory.
+                multiply, csr = sparsetools().csc_matvecs, _by_column(csr, matrix.shape[0])
+            multiply(
+                *out.shape[1:2], *matrix.shape, *csr, matrix.reshape(-1), out[head].reshape(-1)
+            )
             continue
         own = weights[head]
         free = None if pattern.used is None else ~pattern.used[head]
@@ -138,20 +142,13 @@ def gather_matmul(weights: Array, pattern: Pattern, values: Array) -> Array:
     return out
 
 
-def _csr_times(csr: tuple[Array, Array, Array], matrix: Array, out: Array, slots: int) -> None:
-    """Add a sparse matrix times a dense one to `out`."""
-    multiply = sparsetools().csr_matvecs
-    by_key = SLOTS_BY_KEY * slots >= matrix.shape[0]
-    if by_key and matrix.nbytes > tuning.current.cache_bytes:
-        # Each key for all queries that keep it: the processor foresees the order in memory.
-        multiply, csr = sparsetools().csc_matvecs, _by_column(csr, matrix.shape[0])
-    multiply(out.shape[0], *matrix.shape, *csr, matrix.reshape(-1), out.reshape(-1))
-
-
 def sampled_matmul(rows: Array, values: Array, pattern: Pattern) -> Array:
     """(G, C, K): the entries of ``rows valuesᵀ`` in the used slots, 0 in the others."""
     if pattern.short:
-        return pattern.sample(rows @ _transposed(values.astype(rows.dtype, copy=False)))
+        values = values.astype(rows.dtype, copy=False).mT
+        if len(values) > 1 and values[0].size <= COPIED:
+            values = np.ascontiguousarray(values)
+        return pattern.sample(rows @ values)
     out = np.zeros(pattern.indices.shape, rows.dtype)
     for head, matrix in enumerate(values):
         for some, gathered in _gathered(pattern.indices[head], matrix, rows.dtype):
@@ -181,7 +178,7 @@ def _gathered(indices: Array, values: Array, dtype: Any) -> Iterator[tuple[slice
 def scatter_matmul(
     weights: Array, pattern: Pattern, rows: Array, out: Array, first: int = 0, fresh: bool = False
 ) -> Array:
-    """`out` (G, n, V), in place, plus rows from `first` on of the transposed matrix times `rows`."""
+    """`out` (G, n, V), in place, plus rows from `first` on of the transposed matrix times rows."""
     if pattern.short and first == 0 and out.shape[1] == pattern.shape[2]:
         into = out if fresh and out.dtype == weights.dtype else None
         added = np.matmul(pattern.written(weights).mT, rows, out=into)

@@ -26,7 +26,7 @@ def hide(scores: Array, allowed: Array) -> Array:
 
 
 def hide_outside(scores: Array, first: Any, last: Any) -> Array:
-    """`scores` (G, C, n), -inf in place where row i is not in ``first + i <= column <= last + i``."""
+    """`scores` (G, C, n), -inf in place where not ``first + i <= column <= last + i`` in row i."""
     if not isinstance(first, int):
         return portable.hide_outside(scores, first, last)  # edges of each head: of short ones
     rows, columns = scores.shape[1:]
@@ -82,7 +82,7 @@ def softmax(scores: Array) -> Array:
 
 def softmax_vjp(weights: Array, dweights: Array) -> Array:
     """``weights * (dweights - sum(weights * dweights))``, row by row."""
-    dscores = (weights * dweights).reshape(-1, weights.shape[-1])
+    dscores = (weights * dweights).reshape(-1, max(weights.shape[-1], 1))
     total = dscores @ np.ones((dscores.shape[1], 1), dscores.dtype)
     np.subtract(dweights.reshape(dscores.shape), total, out=dscores)
     dscores = dscores.reshape(weights.shape)

@@ -9,18 +9,19 @@ for the most of them half would be unused, so hits are put in order of rows only
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.kernels.numpy.hits import (
+    FEW,
+    MOST_HITS,
     Hits,
     at_most,
     by_row,
-    few_hits,
     in_slots,
-    most_hits,
     only,
     positions,
     raveled,
@@ -31,48 +32,51 @@ from topk_np.kernels.numpy.hits import (
 from topk_np.kernels.numpy.products import sparsetools
 from topk_np.kernels.numpy.select import floor_of, select_by_row, select_rows
 
-
 MERGED = 1.5  # times k hits wait in a row until they are: later costs less, earlier prunes more
 
 
+@dataclass
 class RunningTopK:
     """The k best of each row of scores that come in blocks of columns, from left to right."""
 
-    def __init__(self, k: int, columns: int) -> None:
-        self._k = k
-        self._columns = columns
-        self._lead: tuple[int, ...] = ()
-        self._floor: Array | None = None
-        self._best: list[Array] = []  # indices, values and others (R, K), of the last merge
-        self._hits: list[list[Array]] = []  # of blocks: [rows, indices, values, *others], all (h,)
+    k: int
+    columns: int
+    """The length of a row."""
+    _lead: tuple[int, ...] = field(init=False, default=())
+    _floor: Array | None = field(init=False, default=None)
+    _best: list[Array] = field(init=False, default_factory=list)
+    """Indices, values and others (R, K) of the last merge."""
+    _hits: list[list[Array]] = field(init=False, default_factory=list)
+    """What was found in blocks since: [rows, indices, values, *others], all (h,)."""
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
         """Take in a block (G, C, n) from column `start` on; `others` are kept where it is."""
-        self._lead, columns = scores.shape[:-1], scores.shape[-1]
+        self._lead, columns = tuple(scores.shape[:-1]), scores.shape[-1]
         matrices = [array.reshape(math.prod(self._lead), columns) for array in (scores, *others)]
-        if self._floor is None and columns >= self._columns:  # the only block
-            self._best = _select(matrices, self._k, start)
+        if self._floor is None and columns >= self.columns:  # the only block
+            self._best = _select(matrices, self.k, start)
             return
-        scores, *others = map(by_row, matrices)
+        scores, *rest = map(by_row, matrices)
         if self._floor is None:
-            self._floor = floor_of(scores, min(self._k, columns))
-            if columns < self._k:
+            self._floor = floor_of(scores, min(self.k, columns))
+            if columns < self.k:
                 self._floor[...] = -np.inf
-        elif self._waiting >= MERGED * self._k:
+        elif self._waiting >= MERGED * self.k:
             self._raise_floor()
         rows, floor = scores.shape[0], self._floor
-        flat = positions(at_most(scores, floor), most=rows * few_hits(self._k))
+        flat = positions(at_most(scores, floor), most=rows * (3 * self.k // 2 + FEW // 2))
         if flat is None:  # scores that rise from block to block, as of nearer and nearer keys
-            floor = np.maximum(floor, floor_of(scores, min(self._k, columns)))
-            flat = positions(at_most(scores, floor), most=rows * most_hits(self._k) // 2)
+            floor = np.maximum(floor, floor_of(scores, min(self.k, columns)))
+            flat = positions(at_most(scores, floor), most=rows * (MOST_HITS * self.k + FEW) // 2)
         if flat is None:
-            self._hits.append(_ravel(_select([scores, *others], self._k, start, floor)))
+            self._hits.append(_ravel(_select([scores, *rest], self.k, start, floor)))
         else:
-            self._hits.append(_hits(flat, start, scores, *others))
+            self._hits.append(_hits(flat, start, scores, *rest))
 
     def result(self, slots: int) -> list[Array]:
         """Values, int32 indices and `others` of the k best, (G, C, slots); 0 in unused slots."""
-        self._merge()
+        if self._hits:
+            self._merge()
         indices, values, *others = self._best
         made = []
         for array, fill in zip((values, indices, *others), (-np.inf, -1, *[0] * 9), strict=False):
@@ -88,33 +92,30 @@ class RunningTopK:
         return float(sum(rows.size for rows, *_ in self._hits) / max(1, math.prod(self._lead)))
 
     def _raise_floor(self) -> None:
-        """Set what later scores must exceed: the k-th largest so far, -inf where there are fewer."""
-        self._merge()
+        """Set what later scores must exceed: the k-th largest so far, -inf if there are fewer."""
+        if self._hits:
+            self._merge()
         values = self._best[1]
-        if values.shape[1] < self._k:
+        if values.shape[1] < self.k:
             self._floor = np.full(values.shape[0], -np.inf, values.dtype)
         else:
             self._floor = np.where(np.isnan(values), np.inf, values).min(axis=1)
 
     def _merge(self) -> None:
         """Keep the k best of what was the best and what was found since."""
-        if not self._hits:
-            return
         hits = [*([_ravel(self._best)] if self._best else []), *self._hits]
         kinds = [[*arrays] for arrays in zip(*hits, strict=True)]
         self._best, self._hits, hits = [], [], []
         rows, values = _joined(kinds[0]), _joined(kinds[2])
         found = _in_order(rows, values, math.prod(self._lead))
         del rows
-        ordered, places = in_slots(trim(_shorten(found, self._k), self._k))
+        ordered, places = in_slots(trim(_shorten(found, self.k), self.k))
         del found, values
         indices = _take(_joined(kinds[1]), places, -1)
         self._best = [indices, ordered, *(_take(_joined(kind), places, 0) for kind in kinds[3:])]
 
 
-def _select(
-    matrices: list[Array], k: int, start: int, floor: Array | None = None
-) -> list[Array]:
+def _select(matrices: list[Array], k: int, start: int, floor: Array | None = None) -> list[Array]:
     """Indices from `start` on, and entries of matrices (R, n) where the first has its k best."""
     scores = matrices[0]
     k = min(k, scores.shape[1])
@@ -164,7 +165,7 @@ def _in_order(rows: Array, values: Array, size: int) -> Hits:
 
 def _shorten(hits: Hits, k: int) -> Hits:
     """`hits`, but of rows with many times k only the k best, so that no slots are many."""
-    long = np.flatnonzero(hits.counts > most_hits(k))
+    long = np.flatnonzero(hits.counts > (MOST_HITS * k + FEW))
     if long.size == 0:
         return hits
     kept = np.ones(hits.values.size, bool)

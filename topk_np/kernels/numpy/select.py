@@ -14,14 +14,14 @@ import numpy as np
 from topk_np._namespace import Array
 from topk_np.kernels import Selection, tuning
 from topk_np.kernels.numpy.hits import (
-    Hits,
+    FEW,
+    MOST_HITS,
     at_most,
     by_row,
     hits_at,
     in_slots,
     just_below,
     kth_largest,
-    most_hits,
     no_slots,
     positions,
     row_gap,
@@ -47,12 +47,19 @@ def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
     if size < tuning.current.least_group:
         return _select_short(scores, k)
     floor = _group_floor(scores, groups, size, k)
-    hits = _find(scores, k, floor)
-    return select_by_row(scores, k, floor) if hits is None else in_slots(trim(hits, k), k)
+    most = MOST_HITS * k + FEW
+    flat = positions(at_most(scores, floor), most=scores.shape[0] * most // 2)
+    if flat is not None:
+        hits = hits_at(scores, flat)
+        if hits.counts.max() <= most:
+            return in_slots(trim(hits, k), k)
+    return select_by_row(scores, k, floor)  # many are equal
 
 
 def floor_of(scores: Array, k: int) -> Array:
     """(R,): what k entries of each row exceed and few more, where so many are above -inf."""
+    if scores.shape[0] == 0:
+        return np.empty(0, scores.dtype)
     groups = max(tuning.current.groups_per_slot * k, tuning.current.least_groups)
     size = scores.shape[1] // groups
     if size < tuning.current.least_group:
@@ -72,34 +79,28 @@ def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
     return just_below(kth_largest(largest, k))
 
 
-def _find(scores: Array, k: int, floor: Array) -> Hits | None:
-    """All that exceeds the floor of its row; None if that is many times k, in sum or in a row."""
-    flat = positions(at_most(scores, floor), most=scores.shape[0] * most_hits(k) // 2)
-    if flat is None:
-        return None
-    hits = hits_at(scores, flat)
-    return None if hits.counts.max() > most_hits(k) else hits
-
-
 def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row, by the row's k-th largest value."""
     rows, columns = scores.shape
     kth = kth_largest(scores.copy(), k)
     below = at_most(scores, just_below(kth))
     hits = below.size - np.count_nonzero(below)
-    if hits > rows * most_hits(k):  # many equal the k-th
+    if hits > rows * (MOST_HITS * k + FEW):  # many equal the k-th
         return select_by_row(scores, k, np.full(rows, -np.inf, scores.dtype))
-    sparse = columns > tuning.current.dense_hits * k
-    hit = ~below[: scores.size].reshape(rows, columns)
-    if hits > rows * k:
-        _drop_ties(scores, kth, hit, k)
-    flat = positions(below) if sparse and hits <= rows * k else np.flatnonzero(hit)
-    if flat.size == rows * k and row_gap(scores) == 0:
-        if not kth.min() == -np.inf:  # no row has fewer than k, so each has k
-            values = np.take(scores.reshape(-1), flat, mode="clip").reshape(rows, k)
-            indices = flat.astype(np.int32).reshape(rows, k)
-            indices -= np.arange(0, scores.size, columns, dtype=np.int32)[:, None]
-            return values, indices
+    fewer = kth.min() == -np.inf  # than k are allowed in some row
+    flat: Array
+    if not fewer and hits == rows * k and columns > tuning.current.dense_hits * k:
+        flat = positions(below)
+    else:
+        hit = ~below[: scores.size].reshape(rows, columns)
+        if fewer or hits > rows * k:
+            _drop_ties(scores, kth, hit, k)
+        flat = np.flatnonzero(hit)
+    if not fewer and flat.size == rows * k and row_gap(scores) == 0:  # so each row has k
+        values = np.take(scores.reshape(-1), flat, mode="clip").reshape(rows, k)
+        indices = flat.astype(np.int32).reshape(rows, k)
+        indices -= np.arange(0, scores.size, columns, dtype=np.int32)[:, None]
+        return values, indices
     return in_slots(hits_at(scores, flat), k)
 
 
