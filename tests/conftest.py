@@ -38,7 +38,6 @@ TINY = tuning.Tuning(
     groups_per_slot=2,
     least_groups=3,
     least_group=2,
-    dense_hits=3,
     same_place=16,
 )
 

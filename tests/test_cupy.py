@@ -3,60 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import topk_np
-from topk_np import chunking
-from topk_np.selftest.device import find_device
+from tests.kernels.measures import launches, measured, no_copies_to_the_host, usable_cupy
+from topk_np.kernels import tuning
 
-cupy = pytest.importorskip("cupy", reason="CuPy is not installed: see tests/cupy_cpu")
-# The stock CuPy without a GPU cannot make an array; tests/test_gpu.py is about what it says then.
-# These tests run on a GPU, and by `make test-cupy-cpu`, which `.ci/run` calls, on CuPy's CPU build.
-if not cupy.is_available():
-    pytest.skip("CuPy finds no GPU: see tests/cupy_cpu", allow_module_level=True)
-
-Result = TypeVar("Result")
+cupy = usable_cupy()
 KIB = 2**10
 
 
 def normal(*shape: int, seed: int = 0) -> Any:
     return cupy.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
-
-
-class Held(cupy.cuda.MemoryHook):  # type: ignore[misc, name-defined]
-    """Bytes that a memory pool has handed out, and the most there were."""
-
-    name = "held"
-
-    def __init__(self) -> None:
-        self.sizes: dict[int, int] = {}
-        self.peak = 0
-
-    def malloc_postprocess(self, **what: Any) -> None:
-        self.sizes[what["pmem_id"]] = what["size"]
-        self.peak = max(self.peak, sum(self.sizes.values()))
-
-    def free_postprocess(self, **what: Any) -> None:
-        self.sizes.pop(what["pmem_id"], None)  # what was there before is none of ours
-
-
-def measured(function: Callable[[], Result]) -> tuple[Result, int]:
-    """What a function returns, and the bytes that CuPy held at most for it meanwhile."""
-    function()  # compiles kernels
-    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc), Held() as held:
-        return function(), held.peak
-
-
-def launches(function: Callable[[], Any]) -> int:
-    """Kernels that a function launches, once those it needs are compiled."""
-    build = pytest.importorskip("cupy_cpu", reason="only CuPy's CPU build counts launches")
-    function()
-    before = build.launches()
-    function()
-    return int(build.launches() - before)
 
 
 QUERIES, KEYS, CHUNK = 64, 256, 8
@@ -144,40 +106,62 @@ CASES = [
 ]
 # The most kernels that a chunk may take, forward and backward.
 MOST = {
-    "plain": (10, 13),
-    "causal": (14, 13),
-    "masked": (12, 13),
-    "window": (18, 13),
-    "relu": (13, 22),
-    "by activation": (30, 32),
-    "gated": (35, 48),
+    "plain": (6, 9),
+    "causal": (7, 9),
+    "masked": (7, 9),
+    "window": (7, 9),
+    "relu": (6, 8),
+    "by activation": (27, 28),
+    "gated": (33, 38),
 }
 
 
 @pytest.mark.parametrize("name", MOST)
 def test_a_chunk_takes_few_kernels_however_large_it_is(name: str) -> None:
     call, options = (attention, ATTENTION[name]) if name in ATTENTION else (ffn, FFN[name])
-    chunks = QUERIES // CHUNK
     for passed, most in zip(range(2), MOST[name], strict=True):
-        one = launches(call(options)[passed])
+        one, two, four, eight = (
+            launches(call(options, chunk_size=QUERIES // chunks)[passed]) for chunks in (1, 2, 4, 8)
+        )
         assert one <= most, ("forward", "backward")[passed]
-        assert launches(call(options, chunk_size=CHUNK)[passed]) == chunks * one
+        assert eight <= 8 * most, ("forward", "backward")[passed]
+        assert eight - four == 2 * (four - two)
 
 
-def test_a_block_of_keys_takes_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=["plain", "causal"])
+def test_a_chunk_of_several_heads_takes_as_many_kernels_as_one_of_two(
+    options: dict[str, Any],
+) -> None:
+    """Two, since gradients of a head alone need not be numbered through the heads to be sorted."""
+
+    def passes(heads: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        arrays = [normal(heads, 16, 8, seed=i) for i in range(3)]
+        out, residuals = topk_np.topk_attention_fwd(*arrays, k=3, **options)
+        return (
+            lambda: topk_np.topk_attention_fwd(*arrays, k=3, **options),
+            lambda: topk_np.topk_attention_bwd(residuals, out),
+        )
+
+    for two, eight in zip(passes(2), passes(8), strict=True):
+        assert launches(two) == launches(eight)
+
+
+def test_a_further_block_of_keys_takes_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, _ = attention({}, chunk_size=QUERIES)
     one = launches(forward)
-    monkeypatch.setattr(chunking, "DEVICE_SCORES", QUERIES * KEYS // 8)
-    monkeypatch.setattr(chunking, "LONG", 1)
+    some = replace(tuning.current, device_scores=QUERIES * KEYS // 8, long_block=1)
+    monkeypatch.setattr(tuning, "current", some)
     forward, _ = attention({}, chunk_size=QUERIES)
-    assert launches(forward) <= one + 7 * 24
+    _, residuals = forward()
+    blocks = -(-KEYS // residuals.schedule.key_block)
+    assert blocks > 4
+    assert launches(forward) == one + blocks - 1
 
 
 @pytest.mark.parametrize(("call", "options"), CASES)
 def test_nothing_is_copied_to_the_host(call: Any, options: dict[str, Any]) -> None:
-    device = find_device("cupy")
     forward, backward = call(options)
-    with device.stay():
+    with no_copies_to_the_host():
         forward()
         backward()
         with pytest.raises(RuntimeError, match="synchronization"):
@@ -185,7 +169,7 @@ def test_nothing_is_copied_to_the_host(call: Any, options: dict[str, Any]) -> No
 
 
 def test_top_k_copies_nothing_to_the_host() -> None:
-    with find_device("cupy").stay():
+    with no_copies_to_the_host():
         topk_np.top_k(normal(4, 30), 3)
 
 
@@ -216,8 +200,8 @@ def test_nothing_of_the_size_of_a_chunk_is_made_beside_its_scores(keys: int) -> 
     (out, residuals), peak = measured(
         lambda: topk_np.topk_attention_fwd(query, key, value, k=8, memory_budget=2048 * KIB)
     )
-    chunks = residuals.chunks
-    scores = 4 * chunks.queries * chunks.keys
+    schedule = residuals.schedule
+    scores = 4 * schedule.chunk_size * schedule.key_block
     assert peak - out.nbytes - residuals.nbytes < 1.5 * scores
 
 
@@ -225,9 +209,8 @@ def test_a_plan_of_device_arrays_is_the_one_that_the_call_follows() -> None:
     arrays = [normal(2, LENGTH, 16, seed=i) for i in range(3)]
     planned = topk_np.plan(*arrays, k=8)
     _, residuals = topk_np.topk_attention_fwd(*arrays, k=8)
-    chunks = residuals.chunks
-    assert planned.chunk_size == chunks.queries
-    assert planned.key_block == chunks.keys
+    assert planned.chunk_size == residuals.schedule.chunk_size
+    assert planned.key_block == residuals.schedule.key_block
     assert planned != topk_np.plan(*((2, LENGTH, 16),) * 3, k=8)
 
 

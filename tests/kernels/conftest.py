@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the CPU."""
+"""Each engine in turn, and the CUDA kernels compiled for the CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernels.cuda_program import Program, build
+from tests.kernels.engines import Engine, engines
+from topk_np.kernels import tuning
+
+
+@pytest.fixture(scope="module", params=engines())
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Each engine with each array library it takes."""
+    engine: Engine = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "current", engine.tuning)
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""One drawn case of each CUDA kernel, run by a program and compared with NumPy."""
+"""One drawn case of each CUDA kernel that takes scores, compared with NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def from_bits(bits: np.ndarray, dtype: str) -> np.ndarray:
     return bits.view(dtype)
 
 
-def draw_scores(rng: Rng, shape: tuple[int, int], dtype: str) -> np.ndarray:
+def draw_scores(rng: Rng, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Bits of scores: any bits, normal numbers, ties, special values, subnormals, mostly -inf."""
     kind = rng.integers(8)
     if kind == 0:
@@ -75,195 +76,55 @@ def draw_scores(rng: Rng, shape: tuple[int, int], dtype: str) -> np.ndarray:
 
 
 def select(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
-    """The k best of each row, with and without a floor, and not a slot beyond."""
+    """The k best of each row, which comes in blocks or as a whole, and not a slot beyond."""
     rows, columns = int(rng.integers(1, 5)), int(rng.integers(1, launch.longest))
     k = [1, columns, -(-columns // 2), int(rng.integers(1, columns + 1))][rng.integers(4)]
     bits = draw_scores(rng, (rows, columns), dtype)
-    scores = from_bits(bits, dtype)
-    floors: Any = 0
-    if rng.random() < 0.5:
-        floors = bits[:, rng.integers(columns)].copy()
-        floors[np.isnan(from_bits(floors, dtype))] = to_bits(np.asarray([np.inf]), dtype)[0]
-        bar = from_bits(floors, dtype)[:, None]
-        expected = portable.select_above(scores, k, bar[:, 0])
-    else:
-        expected = portable.select(scores, k)
+    expected = portable.select(from_bits(bits, dtype), k).indices
     kernel = cuda.instance("select", dtype)
-    room = np.full((rows, k), 7, bits.dtype), np.full((rows, k), -7, np.int32)
-    counts = np.full(rows, -7, np.int32)
-    *_, values, indices, counts = launch.start(
-        program, kernel, bits, floors, rows, columns, k, *room, counts
-    )
-    np.testing.assert_array_equal(counts, expected.counts)
-    np.testing.assert_array_equal(indices, expected.indices)
-    taken = np.take_along_axis(bits, np.where(indices < 0, 0, indices), 1)
+    blocks = int(rng.integers(1, 5))
+    edges = [0, *np.sort(rng.integers(0, columns + 1, blocks - 1)).tolist(), columns]
+    best: tuple[Any, Any] = (0, 0)
+    kept, floors = 0, 0 if blocks == 1 else ~np.zeros(rows, bits.dtype)  # to be written first
+    for start, stop in pairwise(edges):
+        slots, wanted = min(k, kept + stop - start), blocks > 1 or bool(rng.random() < 0.5)
+        if slots == 0:
+            continue
+        room = np.full((rows, slots), 7, bits.dtype), np.full((rows, slots), -7, np.int32)
+        places = np.full((rows, slots), -7, np.int32) if wanted else 0
+        given = np.ascontiguousarray(bits[:, start:stop]), rows, stop - start, start, *best, kept
+        left = launch.start(program, kernel, *given, floors, slots, *room, places)
+        if wanted:
+            *left, places = left
+            before = best[1] if kept else np.zeros((rows, 0), np.int32)
+            both = np.concatenate([before, np.tile(np.arange(start, stop), (rows, 1))], axis=1)
+            named = np.take_along_axis(both, np.where(places < 0, 0, places), 1)
+            np.testing.assert_array_equal(left[-1], np.where(places < 0, -1, named))
+        *left, values, indices = left
+        best, kept = (values, indices), slots
+        floors = left[-1] if blocks > 1 else 0
+    np.testing.assert_array_equal(best[1], expected)
+    taken = np.take_along_axis(bits, np.where(expected < 0, 0, expected), 1)
     free = to_bits(np.asarray(-np.inf), dtype)
-    np.testing.assert_array_equal(values, np.where(indices < 0, free, taken))
+    np.testing.assert_array_equal(best[0], np.where(expected < 0, free, taken))
 
 
-@dataclass(frozen=True)
-class Sparse:
-    """A drawn matrix (rows, columns) of k entries a row at most; unused weights are NaN."""
-
-    weights: np.ndarray
-    indices: np.ndarray
-    counts: np.ndarray
-    columns: int
-
-    @property
-    def dense(self) -> np.ndarray:
-        """The matrix itself, in float64."""
-        dense = np.zeros((len(self.indices), self.columns))
-        rows, slots = np.nonzero(self.indices >= 0)
-        dense[rows, self.indices[rows, slots]] = self.weights[rows, slots]
-        return dense
-
-
-def draw_sparse(rng: Rng, launch: Launch, dtype: str) -> Sparse:
-    """Weights are small whole numbers, so that sums are exact in any order."""
-    rows, columns = int(rng.integers(1, 9)), int(rng.integers(1, 40))
-    k = int(rng.integers(1, columns + 1))
-    counts = rng.integers(0, k + 1, rows).astype(np.int32)
-    if rng.random() < 0.3:
-        counts[:] = k
-    indices = np.full((rows, k), -1, np.int32)
-    for row, count in zip(indices, counts, strict=True):
-        row[:count] = np.sort(rng.choice(columns, count, replace=False))
-    weights = rng.integers(-4, 5, indices.shape).astype(dtype)
-    weights[indices < 0] = np.nan
-    return Sparse(weights, indices, counts, columns)
-
-
-def draw_whole(rng: Rng, shape: tuple[int, int], dtype: str = "float64") -> np.ndarray:
-    return rng.integers(-4, 5, shape).astype(dtype)
-
-
-def laid_out(rng: Rng, matrix: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """A matrix by rows, by columns or with gaps: its memory, and both strides in elements."""
-    rows, columns = matrix.shape
-    kind = rng.integers(3)
-    if kind == 0:
-        return np.ascontiguousarray(matrix), columns, 1
-    if kind == 1:
-        return np.ascontiguousarray(matrix.T), 1, rows
-    return np.repeat(matrix, 2, axis=1), 2 * columns, 2
-
-
-def as_laid_out(memory: np.ndarray, like: np.ndarray, *strides: int) -> np.ndarray:
-    """The matrix in memory that `laid_out` made of one like this."""
-    size = memory.itemsize
-    return np.lib.stride_tricks.as_strided(memory, like.shape, [size * step for step in strides])
-
-
-def gather_matmul(
-    program: Program, rng: Rng, launch: Launch, dtype: str = "float32", stored: str = "float32"
-) -> None:
-    """The sum over used slots, whatever lies in the others and in rows that nobody uses."""
-    sparse, width = draw_sparse(rng, launch, dtype), int(rng.integers(1, 70))
-    values = draw_whole(rng, (sparse.columns, width))
-    expected = sparse.dense @ values
-    values[np.setdiff1d(np.arange(sparse.columns), sparse.indices)] = np.nan
-    memory, *strides = laid_out(rng, to_bits(values, stored))
-    rows, k = sparse.indices.shape
-    kernel = cuda.instance("gather_matmul", dtype, stored)
-    given = (sparse.weights, sparse.indices, sparse.counts, memory, *strides, rows, k, width)
-    *_, out = launch.start(program, kernel, *given, np.full((rows, width), np.nan, dtype))
-    np.testing.assert_array_equal(out, expected)
-
-
-def sampled_matmul(
-    program: Program, rng: Rng, launch: Launch, dtype: str = "float32", stored: str = "float32"
-) -> None:
-    """Dot products at the used slots, 0 in the others, whatever lies where nobody looks."""
-    sparse, width = draw_sparse(rng, launch, dtype), int(rng.integers(1, 70))
-    left = draw_whole(rng, (len(sparse.indices), width), dtype)
-    values = draw_whole(rng, (sparse.columns, width))
-    used = sparse.indices >= 0
-    dots = np.take_along_axis(left @ values.T, np.where(used, sparse.indices, 0), 1)
-    left[~used.any(axis=1)] = np.nan
-    values[np.setdiff1d(np.arange(sparse.columns), sparse.indices)] = np.nan
-    memory, *strides = laid_out(rng, to_bits(values, stored))
-    kernel = cuda.instance("sampled_matmul", dtype, stored)
-    given = (left, memory, *strides, sparse.indices, sparse.counts, *used.shape, width)
-    *_, out = launch.start(program, kernel, *given, np.full(used.shape, np.nan, dtype))
-    np.testing.assert_array_equal(out, np.where(used, dots, 0))
-
-
-def scatter_matmul(
-    program: Program,
-    rng: Rng,
-    launch: Launch,
-    dtype: str = "float32",
-    kernel: str = "scatter_matmul",
-) -> None:
-    """What belongs to some of the columns is added to what is there."""
-    sparse, width = draw_sparse(rng, launch, dtype), int(rng.integers(1, 20))
-    right = draw_whole(rng, (len(sparse.indices), width), dtype)
-    first = int(rng.integers(0, sparse.columns))
-    size = int(rng.integers(1, sparse.columns - first + 1))
-    start = draw_whole(rng, (size, width), dtype)
-    expected = start + (sparse.dense.T @ right)[first : first + size]
-    right[sparse.counts == 0] = np.nan
-    memory, *strides = laid_out(rng, start)
-    order = [np.argsort(sparse.indices, axis=None, kind="stable")]
-    if kernel == "scatter_matmul_atomic":
-        order = []
-    pairs, k = sparse.indices.size, sparse.indices.shape[1]
-    *_, out = launch.start(
-        program,
-        cuda.instance(kernel, dtype),
-        sparse.weights,
-        sparse.indices,
-        *order,
-        right,
-        *(pairs, k, width, first, size),
-        memory,
-        *strides,
-    )
-    np.testing.assert_array_equal(as_laid_out(out, start, *strides), expected)
-
-
-def take_slots(program: Program, rng: Rng, launch: Launch, size: int = 4) -> None:
-    """Elements of any kind at the indices, 0 where there is none."""
-    sparse = draw_sparse(rng, launch, "float32")
-    rows, k = sparse.indices.shape
-    matrix = rng.integers(0, 2**16, (rows, sparse.columns)).astype(f"u{size}")
-    memory, *strides = laid_out(rng, matrix)
-    kernel = cuda.instance_for_bits("take_slots", size)
-    room = np.full((rows, k), 7, matrix.dtype)
-    *_, out = launch.start(program, kernel, memory, *strides, sparse.indices, rows, k, room)
-    used = sparse.indices >= 0
-    taken = np.take_along_axis(matrix, np.where(used, sparse.indices, 0), 1)
-    np.testing.assert_array_equal(out, np.where(used, taken, 0))
-
-
-def add_slots(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
-    """The matrix itself is added to what is there."""
-    sparse = draw_sparse(rng, launch, dtype)
-    start = draw_whole(rng, sparse.dense.shape, dtype)
-    memory, *strides = laid_out(rng, start)
-    kernel = cuda.instance("add_slots", dtype)
-    given = (sparse.weights, sparse.indices, sparse.counts, *sparse.indices.shape)
-    *_, out = launch.start(program, kernel, *given, memory, *strides)
-    np.testing.assert_array_equal(as_laid_out(out, start, *strides), start + sparse.dense)
-
-
-def masked_matmul(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
-    """Summed anew over allowed pairs where values are not finite; else left as it is."""
-    rows, columns, width = map(int, rng.integers(1, 20, 3))
-    allowed = rng.random((rows, columns)) < 0.5
-    weights = np.where(allowed, draw_whole(rng, (rows, columns)), 0).astype(dtype)
-    values = draw_whole(rng, (columns, width), dtype)
-    finite = np.asarray([rng.random() < 0.3])
-    values[rng.integers(columns)] = rng.choice([np.nan, np.inf])
-    start = draw_whole(rng, (rows, width), dtype)
-    with np.errstate(invalid="ignore"):  # 0 times inf
-        pairs = np.where(allowed[..., None], weights[..., None] * values, 0)
-    operands = [laid_out(rng, matrix) for matrix in (weights, allowed, values)]
-    kernel = cuda.instance("masked_matmul", dtype)
-    given = (finite, *operands[0], *operands[1], *operands[2], rows, columns, width)
-    *_, out = launch.start(program, kernel, *given, start)
-    np.testing.assert_array_equal(out, start if finite else pairs.sum(axis=1))
+def hide_outside(program: Program, rng: Rng, launch: Launch, dtype: str = "float32") -> None:
+    """What lies outside of a band, the same for all heads or one of each, and nothing else."""
+    heads, rows, columns = int(rng.integers(1, 4)), *map(int, rng.integers(1, 90, 2))
+    scores = rng.normal(size=(heads, rows, columns)).astype(dtype)
+    edges: Any = rng.integers(-100, 100, (2, heads))
+    first, last = edges[:, :, None, None]
+    if rng.random() < 0.5:
+        first, last = map(int, edges[:, 0])
+        given: tuple[Any, ...] = (0, first, last)
+    else:
+        given = (edges, 0, 0)
+    diagonal = np.arange(columns) - np.arange(rows)[:, None]
+    expected = np.where((diagonal >= first) & (diagonal <= last), scores, -np.inf)
+    kernel = cuda.instance("hide_outside", dtype)
+    hidden, *_ = launch.start(program, kernel, scores, *scores.shape, *given)
+    np.testing.assert_array_equal(hidden, expected)
 
 
 def draw_rows(rng: Rng, launch: Launch, dtype: str) -> np.ndarray:

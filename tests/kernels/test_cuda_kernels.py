@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels import cuda_cases
+from tests.kernels import cuda_cases, cuda_products
 from tests.kernels.cuda_cases import BITS, Case, Launch
 from tests.kernels.cuda_program import LaunchError, Program, build
 from tests.strategies import seeds
@@ -29,16 +29,17 @@ OPERANDS = [
 FORMATS = ("float32", "float64")
 CASES: dict[Case, list[tuple[object, ...]]] = {
     cuda_cases.select: [(dtype,) for dtype in BITS],
-    cuda_cases.gather_matmul: [*OPERANDS],
-    cuda_cases.sampled_matmul: [*OPERANDS],
-    cuda_cases.scatter_matmul: [
+    cuda_cases.hide_outside: [(dtype,) for dtype in FORMATS],
+    cuda_products.gather_matmul: [*OPERANDS],
+    cuda_products.sampled_matmul: [*OPERANDS],
+    cuda_products.scatter_matmul: [
         (dtype, kernel)
         for dtype in FORMATS
         for kernel in ("scatter_matmul", "scatter_matmul_atomic")
     ],
-    cuda_cases.take_slots: [(2,), (4,), (8,)],
-    cuda_cases.add_slots: [(dtype,) for dtype in FORMATS],
-    cuda_cases.masked_matmul: [(dtype,) for dtype in FORMATS],
+    cuda_products.take_slots: [(1,), (2,), (4,), (8,)],
+    cuda_products.add_slots: [(dtype,) for dtype in FORMATS],
+    cuda_products.masked_matmul: [(dtype,) for dtype in FORMATS],
     cuda_cases.softmax: [(dtype,) for dtype in FORMATS],
     cuda_cases.softmax_vjp: [(dtype,) for dtype in FORMATS],
 }
@@ -68,20 +69,19 @@ def test_select_takes_the_k_best_at_the_edges_of_warps_and_blocks(
     rng = np.random.default_rng(columns)
     scores = rng.integers(0, 50, (2, columns)).astype(np.float32)
     for k in sorted({1, min(32, columns), max(1, columns - 1), columns}):
-        room = np.empty((2, k), np.uint32), np.empty((2, k), np.int32), np.empty(2, np.int32)
-        given = (scores.view(np.uint32), 0, 2, columns, k, *room)
+        room = np.empty((2, k), np.uint32), np.empty((2, k), np.int32)
+        given = (scores.view(np.uint32), 2, columns, 0, 0, 0, 0, 0, k, *room, 0)
         found = program.launch("select<float>", *given, threads=512)
         expected = np.lexsort((np.arange(columns) + 0 * scores, -scores))[:, :k]
-        np.testing.assert_array_equal(found[-2], np.sort(expected, axis=1))
+        np.testing.assert_array_equal(found[-1], np.sort(expected, axis=1))
 
 
 def test_every_number_of_half_precision_is_widened_exactly(program: Program) -> None:
     bits = np.arange(2**16).astype(np.uint16)
     ones, each = np.ones((2**16, 1), np.float32), np.arange(2**16, dtype=np.int32)[:, None]
-    counts = np.ones(2**16, np.int32)
     for stored in ("float16", "bfloat16"):
         kernel = cuda.instance("gather_matmul", "float32", stored)
-        given = (ones, each, counts, bits, 1, 1, 2**16, 1, 1, ones * 0)
+        given = (ones, each, bits, 0, 1, 1, 1, 2**16, 1, 1, ones * 0)
         widened = program.launch(kernel, *given, blocks=64, threads=256)[-1][:, 0]
         np.testing.assert_array_equal(widened, cuda_cases.from_bits(bits, stored))
 
@@ -91,13 +91,14 @@ def test_the_sorted_scatter_is_bit_for_bit_the_same_in_any_launch(
     program: Program, dtype: str
 ) -> None:
     rng = np.random.default_rng(0)
-    weights, right = (rng.normal(size=shape).astype(dtype) for shape in [(40, 3), (40, 5)])
-    indices = np.sort(rng.integers(0, 4, weights.shape), axis=1).astype(np.int32)
-    order = np.argsort(indices, axis=None, kind="stable")
-    given = (weights, indices, order, right, indices.size, 3, 5, 0, 4, np.zeros((4, 5), dtype))
+    weights, right = (rng.normal(size=(2, 40, size)).astype(dtype) for size in (3, 5))
+    indices = np.sort(rng.integers(0, 4, weights.shape), axis=2).astype(np.int32)
+    order = cuda_products.sorted_pairs(indices)
+    room = np.zeros((2, 4, 5), dtype)
+    given = (weights, indices, order, right, 200, 5, 1, *weights.shape, 5, 0, 4, 0, room, 20, 5, 1)
     kernel = cuda.instance("scatter_matmul", dtype)
     first, *others = (
-        program.launch(kernel, *given, 5, 1, blocks=blocks, order=order)[-1]
+        program.launch(kernel, *given, blocks=blocks, order=order)[-1]
         for blocks in (1, 2, 5)
         for order in range(4)
     )

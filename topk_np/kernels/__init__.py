@@ -54,12 +54,11 @@ def engine(xp: Namespace) -> Engine:
             "TOPK_NP_KERNELS must be empty, 'numpy', 'portable' or 'atomic' (on CuPy), "
             f"got {chosen!r}"
         )
-    name = "portable"
     if chosen != "portable" and is_numpy(xp):
-        name = "numpy"
-    elif chosen != "portable" and is_cupy(xp):
-        name = "cupy_atomic" if chosen == "atomic" else "cupy"
-    return _module(name)
+        return _module("numpy")
+    if chosen != "portable" and is_cupy(xp):
+        return _module("cupy").atomic if chosen == "atomic" else _module("cupy")
+    return _module("portable")
 
 
 @cache

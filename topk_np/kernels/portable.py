@@ -92,7 +92,7 @@ class RunningTopK:
     k: int
     columns: int
     """The length of a row."""
-    best: list[Array] = field(default_factory=list)
+    _best: list[Array] = field(init=False, default_factory=list)
     """Values, indices and others (G, C, K) of the best so far."""
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
@@ -101,21 +101,21 @@ class RunningTopK:
         values, indices = select(scores, self.k)
         kept = [take_slots(other, indices) for other in others]
         block = [values, xp.where(indices < 0, -1, indices + start), *kept]
-        if self.best:  # the best of a union are the best of the bests
-            both = [xp.concat(pair, axis=-1) for pair in zip(self.best, block, strict=True)]
+        if self._best:  # the best of a union are the best of the bests
+            both = [xp.concat(pair, axis=-1) for pair in zip(self._best, block, strict=True)]
             values, places = select(both[0], self.k)
             indices, *kept = (take_slots(array, places) for array in both[1:])
             block = [values, xp.where(places < 0, -1, indices), *kept]
-        self.best = block
+        self._best = block
 
     def result(self, slots: int) -> list[Array]:
         """Values, int32 indices and `others` of the k best, (G, C, slots); 0 in unused slots."""
-        xp = array_namespace(self.best[0])
-        missing = slots - self.best[0].shape[-1]
+        xp = array_namespace(self._best[0])
+        missing = slots - self._best[0].shape[-1]
         if missing <= 0:
-            return self.best
+            return self._best
         padded = []
-        for array, fill in zip(self.best, [-xp.inf, -1, *[0.0] * len(self.best)], strict=False):
+        for array, fill in zip(self._best, [-xp.inf, -1, *[0.0] * len(self._best)], strict=False):
             shape = (*array.shape[:-1], missing)
             free = xp.full(shape, fill, dtype=array.dtype, device=device(array))
             padded.append(xp.concat([array, free], axis=-1))

@@ -60,8 +60,6 @@ class Tuning:
     """Groups of a row where k is small."""
     least_group: int = 4
     """Scores of a group: with smaller ones, to partition the whole row is quicker."""
-    dense_hits: int = 10
-    """Rows shorter than this many times k have a hit in most words of eight scores."""
     same_place: int = 4096
     """Rows a multiple of so many bytes apart compete for the same places in the first cache."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-FILES = ("common.cuh", "select.cu", "products.cu", "softmax.cu")
+FILES = ("common.cuh", "hide.cu", "select.cu", "products.cu", "softmax.cu")
 
 OPTIONS = ("--std=c++17",)
 """Of the compiler, NVRTC."""
@@ -19,7 +19,12 @@ COMPUTED = {"float32": "float", "float64": "double"}
 STORED = {"float16": "Float16", "bfloat16": "BFloat16", **COMPUTED}
 """Formats that values may be stored in. Half precision is computed with as float32."""
 
-_BITS = {2: "unsigned short", 4: "unsigned int", 8: "unsigned long long"}
+_BITS = {
+    1: "unsigned char",
+    2: "unsigned short",
+    4: "unsigned int",
+    8: "unsigned long long",
+}
 
 
 def source() -> str:
@@ -44,6 +49,7 @@ def instances() -> tuple[str, ...]:
     products = ("gather_matmul", "sampled_matmul")
     one_format = (
         "add_slots",
+        "hide_outside",
         "masked_matmul",
         "scatter_matmul",
         "scatter_matmul_atomic",

@@ -1,7 +1,9 @@
 // What the kernels share: number formats, and how threads divide elements and meet.
 //
-// Sizes and strides count elements and are 64 bits wide, as CuPy passes Python's integers. Every kernel
-// strides over its work, so that any grid will do.
+// Arrays are stacks of heads, and one launch serves all heads of a stack. Sizes and strides count elements
+// and are 64 bits wide, as CuPy passes Python's integers. An operand that comes with strides, of heads, rows
+// and columns, may lie in memory in any way: heads that share it have a stride of 0. The others are
+// contiguous. Every kernel strides over its work, so that any grid will do.
 
 using i64 = long long;
 
@@ -62,3 +64,17 @@ __device__ inline i64 next_element() { return (i64)gridDim.x * blockDim.x; }
 __device__ inline int lane_of_thread() { return threadIdx.x % WARP; }
 __device__ inline int warp_of_thread() { return threadIdx.x / WARP; }
 __device__ inline int warps_of_block() { return blockDim.x / WARP; }
+
+// The slots of a row that are in use: unused ones, which hold -1, come last. Usually there are none.
+__device__ inline i64 used_slots(const int* indices, i64 k) {
+  if (k == 0 || indices[k - 1] >= 0) return k;
+  i64 low = 0, high = k - 1;
+  while (low < high) {
+    const i64 middle = (low + high) / 2;
+    if (indices[middle] < 0)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return low;
+}

@@ -1,38 +1,40 @@
-// Products with a matrix (rows, columns) that has at most k entries in a row: weights and indices (rows, k)
-// and how many slots of each row are in use. What is not in use is not read: 0 times NaN would be NaN.
+// Products with a stack of row-sparse matrices (heads, rows, keys) that have at most k entries in a row: weights
+// and indices (heads, rows, k). What is not in use is not read: 0 times NaN would be NaN.
 
-// gather_matmul: out (rows, width) = the sum over slots of weights[i, slot] * values[indices[i, slot]].
-// One thread an element, so that neighbours read neighbouring values.
+// gather_matmul: out (heads, rows, width) = the sum over slots of weights[head, i, slot] times the row of
+// values that the index names. One thread an element, so that neighbours read neighbouring values.
 template <typename T, typename Stored>
 __global__ void gather_matmul(const T* __restrict__ weights, const int* __restrict__ indices,
-                              const int* __restrict__ counts, const Stored* __restrict__ values,
-                              i64 value_stride, i64 column_stride, i64 rows, i64 k, i64 width,
+                              const Stored* __restrict__ values, i64 value_head, i64 value_row,
+                              i64 value_column, i64 heads, i64 rows, i64 k, i64 width,
                               T* __restrict__ out) {
-  for (i64 i = first_element(); i < rows * width; i += next_element()) {
-    const i64 row = i / width;
-    const Stored* column = values + (i - row * width) * column_stride;
+  for (i64 i = first_element(); i < heads * rows * width; i += next_element()) {
+    const i64 row = i / width, first = row * k, end = first + used_slots(indices + first, k);
+    const Stored* column = values + row / rows * value_head + (i - row * width) * value_column;
     T sum = 0;
 #pragma unroll 4
-    for (i64 slot = row * k; slot < row * k + counts[row]; slot++)
-      sum += weights[slot] * widen(column[indices[slot] * value_stride]);
+    for (i64 slot = first; slot < end; slot++)
+      sum += weights[slot] * widen(column[indices[slot] * value_row]);
     out[i] = sum;
   }
 }
 
-// sampled_matmul: out (rows, k) = left[i] . values[indices[i, slot]], 0 in unused slots. One warp a slot.
+// sampled_matmul: out (heads, rows, k) = the row of `left` (heads, rows, width) times the row of values that
+// each index names, 0 in unused slots. One warp a slot.
 template <typename T, typename Stored>
-__global__ void sampled_matmul(const T* __restrict__ left, const Stored* __restrict__ values,
-                               i64 value_stride, i64 column_stride,
-                               const int* __restrict__ indices, const int* __restrict__ counts,
-                               i64 rows, i64 k, i64 width, T* __restrict__ out) {
+__global__ void sampled_matmul(const T* __restrict__ left, i64 left_head, i64 left_row,
+                               i64 left_column, const Stored* __restrict__ values, i64 value_head,
+                               i64 value_row, i64 value_column, const int* __restrict__ indices,
+                               i64 heads, i64 rows, i64 k, i64 width, T* __restrict__ out) {
   const int lane = lane_of_thread();
-  for (i64 i = first_element() / WARP; i < rows * k; i += next_element() / WARP) {
-    const i64 row = i / k;
+  for (i64 i = first_element() / WARP; i < heads * rows * k; i += next_element() / WARP) {
     T sum = 0;
-    if (i - row * k < counts[row]) {
-      const Stored* value = values + indices[i] * value_stride;
+    if (indices[i] >= 0) {
+      const i64 row = i / k, head = row / rows;
+      const T* own = left + head * left_head + (row - head * rows) * left_row;
+      const Stored* value = values + head * value_head + indices[i] * value_row;
       for (i64 column = lane; column < width; column += WARP)
-        sum += left[row * width + column] * widen(value[column * column_stride]);
+        sum += own[column * left_column] * widen(value[column * value_column]);
     }
     for (int step = WARP / 2; step > 0; step /= 2)
       sum += __shfl_down_sync(ALL_LANES, sum, step);
@@ -40,19 +42,23 @@ __global__ void sampled_matmul(const T* __restrict__ left, const Stored* __restr
   }
 }
 
-// scatter_matmul: out (size, width), for the columns `first` to first + size of the row-sparse matrix, plus
-// weights[i, slot] * right[i] in the row of each index. `order` sorts the indices, unused ones (-1) first.
-// One thread an element: it finds its index by bisection and sums in the order of rows, so that the result
-// is the same every time.
+// scatter_matmul: out (heads, size, width), for the columns `first` to first + size of the row-sparse matrices,
+// plus weights[head, i, slot] times the row i of `right` in the row of each index; without reading `out` if it
+// is fresh. `order` sorts the pairs of all heads, by head and by index in it, so that unused ones (-1) are the
+// first of their head. One thread an element: it finds its index by bisection and sums in the order of rows,
+// so that the result is the same every time.
 template <typename T>
 __global__ void scatter_matmul(const T* __restrict__ weights, const int* __restrict__ indices,
                                const i64* __restrict__ order, const T* __restrict__ right,
-                               i64 pairs, i64 k, i64 width, i64 first, i64 size,
-                               T* __restrict__ out, i64 row_stride, i64 column_stride) {
-  for (i64 i = first_element(); i < size * width; i += next_element()) {
-    const i64 row = i / width, column = i - row * width;
+                               i64 right_head, i64 right_row, i64 right_column, i64 heads,
+                               i64 rows, i64 k, i64 width, i64 first, i64 size, i64 fresh,
+                               T* __restrict__ out, i64 out_head, i64 out_row, i64 out_column) {
+  const i64 pairs = rows * k;  // of a head
+  for (i64 i = first_element(); i < heads * size * width; i += next_element()) {
+    const i64 place = i / width, column = i - place * width, head = place / size;
+    const i64 row = place - head * size, end = (head + 1) * pairs;
     const int index = (int)(first + row);
-    i64 low = 0, high = pairs;  // the first place that is not less lies between
+    i64 low = head * pairs, high = end;  // the first place that is not less lies between
     while (low < high) {
       const i64 middle = (low + high) / 2;
       if (indices[order[middle]] < index)
@@ -60,13 +66,18 @@ __global__ void scatter_matmul(const T* __restrict__ weights, const int* __restr
       else
         high = middle;
     }
-    if (low == pairs || indices[order[low]] != index) continue;
+    const bool found = low < end && indices[order[low]] == index;
+    const T* own = right + head * right_head + column * right_column;
     T sum = 0;
-    for (; low < pairs && indices[order[low]] == index; low++) {
-      const unsigned pair = (unsigned)order[low];  // of 2^32 pairs the order alone takes 32 GiB
-      sum += weights[pair] * right[pair / (unsigned)k * width + column];
+    for (; low < end && indices[order[low]] == index; low++) {
+      const i64 pair = order[low];
+      sum += weights[pair] * own[(pair / k - head * rows) * right_row];
     }
-    out[row * row_stride + column * column_stride] += sum;
+    T* total = out + head * out_head + row * out_row + column * out_column;
+    if (fresh)
+      *total = sum;
+    else if (found)
+      *total += sum;
   }
 }
 
@@ -74,56 +85,71 @@ __global__ void scatter_matmul(const T* __restrict__ weights, const int* __restr
 template <typename T>
 __global__ void scatter_matmul_atomic(const T* __restrict__ weights,
                                       const int* __restrict__ indices,
-                                      const T* __restrict__ right, i64 pairs, i64 k, i64 width,
-                                      i64 first, i64 size, T* __restrict__ out, i64 row_stride,
-                                      i64 column_stride) {
-  for (i64 i = first_element(); i < pairs * width; i += next_element()) {
-    const i64 pair = i / width, column = i - pair * width;
-    const i64 row = indices[pair] - first;
-    if (indices[pair] >= 0 && row >= 0 && row < size)
-      atomicAdd(&out[row * row_stride + column * column_stride],
-                weights[pair] * right[pair / k * width + column]);
+                                      const T* __restrict__ right, i64 right_head, i64 right_row,
+                                      i64 right_column, i64 heads, i64 rows, i64 k, i64 width,
+                                      i64 first, i64 size, T* __restrict__ out, i64 out_head,
+                                      i64 out_row, i64 out_column) {
+  for (i64 i = first_element(); i < heads * rows * k * width; i += next_element()) {
+    const i64 pair = i / width, column = i - pair * width, index = indices[pair];
+    if (index < 0 || index < first || index >= first + size) continue;
+    const i64 row = pair / k, head = row / rows;
+    const T* own = right + head * right_head + (row - head * rows) * right_row;
+    atomicAdd(&out[head * out_head + (index - first) * out_row + column * out_column],
+              weights[pair] * own[column * right_column]);
   }
 }
 
-// take_slots: out (rows, k) = matrix[i, indices[i, slot]], 0 where an index is -1. Bits are moved as they are.
+// take_slots: out (heads, rows, k) = matrix[head, i, place - kept] for each of `places` (heads, rows, k), but of
+// the first `kept` places what is in `before` (heads, rows, kept), and 0 where a place is -1. Bits are moved
+// as they are.
 template <typename Bits>
-__global__ void take_slots(const Bits* __restrict__ matrix, i64 row_stride, i64 column_stride,
-                           const int* __restrict__ indices, i64 rows, i64 k,
+__global__ void take_slots(const Bits* __restrict__ matrix, i64 head_stride, i64 row_stride,
+                           i64 column_stride, const int* __restrict__ places, i64 heads, i64 rows,
+                           i64 k, const Bits* __restrict__ before, i64 kept,
                            Bits* __restrict__ out) {
-  for (i64 i = first_element(); i < rows * k; i += next_element())
-    out[i] = indices[i] < 0 ? 0 : matrix[i / k * row_stride + indices[i] * column_stride];
-}
-
-// add_slots: out (rows, columns) plus the row-sparse matrix itself, which has an index once in a row.
-template <typename T>
-__global__ void add_slots(const T* __restrict__ weights, const int* __restrict__ indices,
-                          const int* __restrict__ counts, i64 rows, i64 k, T* __restrict__ out,
-                          i64 row_stride, i64 column_stride) {
-  for (i64 i = first_element(); i < rows * k; i += next_element()) {
-    const i64 row = i / k;
-    if (i - row * k < counts[row])
-      out[row * row_stride + indices[i] * column_stride] += weights[i];
+  for (i64 i = first_element(); i < heads * rows * k; i += next_element()) {
+    const i64 row = i / k, head = row / rows, place = places[i];
+    const Bits* own = matrix + head * head_stride + (row - head * rows) * row_stride;
+    Bits bits = 0;
+    if (place >= kept)
+      bits = own[(place - kept) * column_stride];
+    else if (place >= 0)
+      bits = before[row * kept + place];
+    out[i] = bits;
   }
 }
 
-// masked_matmul: `out` (rows, width) holds weights @ values, where weights are 0 at pairs that are not allowed.
-// That is all, unless `finite` says that values hold a NaN or inf: then allowed pairs alone are summed anew.
+// add_slots: out (heads, rows, keys) plus the row-sparse matrices themselves, which have an index once in a row.
 template <typename T>
-__global__ void masked_matmul(const bool* __restrict__ finite, const T* __restrict__ weights,
-                              i64 weight_row, i64 weight_column,
-                              const bool* __restrict__ allowed, i64 allowed_row,
-                              i64 allowed_column, const T* __restrict__ values, i64 value_row,
-                              i64 value_column, i64 rows, i64 columns, i64 width,
-                              T* __restrict__ out) {
-  if (*finite) return;
-  for (i64 i = first_element(); i < rows * width; i += next_element()) {
-    const i64 row = i / width;
-    const T* value = values + (i - row * width) * value_column;
+__global__ void add_slots(const T* __restrict__ weights, const int* __restrict__ indices, i64 heads,
+                          i64 rows, i64 k, T* __restrict__ out, i64 out_head, i64 out_row,
+                          i64 out_column) {
+  for (i64 i = first_element(); i < heads * rows * k; i += next_element()) {
+    const i64 row = i / k, head = row / rows;
+    if (indices[i] >= 0)
+      out[head * out_head + (row - head * rows) * out_row + indices[i] * out_column] += weights[i];
+  }
+}
+
+// masked_matmul: `out` (heads, rows, width) holds weights @ values, where weights are 0 at pairs whose score is
+// -inf. So an element is as it should be if it is finite, and else summed anew over the other pairs alone.
+template <typename T>
+__global__ void masked_matmul(const T* __restrict__ weights, i64 weight_head, i64 weight_row,
+                              i64 weight_column, const T* __restrict__ scores, i64 score_head,
+                              i64 score_row, i64 score_column, const T* __restrict__ values,
+                              i64 value_head, i64 value_row, i64 value_column, i64 heads, i64 rows,
+                              i64 columns, i64 width, T* __restrict__ out) {
+  const T infinite = (T)__uint_as_float(0x7f800000u);
+  for (i64 i = first_element(); i < heads * rows * width; i += next_element()) {
+    if (out[i] < infinite && out[i] > -infinite) continue;
+    const i64 place = i / width, head = place / rows, row = place - head * rows;
+    const T* weight = weights + head * weight_head + row * weight_row;
+    const T* score = scores + head * score_head + row * score_row;
+    const T* value = values + head * value_head + (i - place * width) * value_column;
     T sum = 0;
     for (i64 column = 0; column < columns; column++)
-      if (allowed[row * allowed_row + column * allowed_column])
-        sum += weights[row * weight_row + column * weight_column] * value[column * value_row];
+      if (score[column * score_column] != -infinite)
+        sum += weight[column * weight_column] * value[column * value_row];
     out[i] = sum;
   }
 }

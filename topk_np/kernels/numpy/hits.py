@@ -100,7 +100,7 @@ def kth_largest(scores: Array, k: int) -> Array:
         scores.sort(axis=1)
     else:
         scores.partition(kth, axis=1)
-    return scores[:, kth]
+    return scores[:, kth].copy()  # a view would hold all of them
 
 
 def just_below(largest: Array) -> Array:

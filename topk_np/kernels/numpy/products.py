@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,10 @@ class Pattern:
         few = 0 < keys <= tuning.current.short_keys
         kept = keys <= tuning.current.short_share * indices.shape[2]
         self.short = few and kept and indices.shape[1] * keys <= tuning.current.short_scores
-        self._written: tuple[Any, Any] = (None, None)
-
-    @cached_property
-    def used(self) -> Array | None:
+        last = indices[..., -1:]
+        self.used = indices >= 0 if last.size and last.min() < 0 else None
         """(G, C, K) bool: which slots are in use; None if all are."""
-        last = self.indices[..., -1:]
-        return self.indices >= 0 if last.size and last.min() < 0 else None
+        self._written: tuple[Any, Any] = (None, None)
 
     def written(self, weights: Array) -> Array:
         """(G, C, N): the matrix with these weights; that of the last weights is remembered."""
@@ -78,26 +75,25 @@ class Pattern:
         if of is not weights:
             matrix = np.zeros(self.shape, weights.dtype)
             heads, rows, columns = self.shape
-            csr = self.csr(slice(None), weights)
+            indices, entries = self.indices, weights
+            if self.used is not None:  # unused slots add 0 to the first column
+                indices, entries = np.maximum(indices, 0), np.where(self.used, weights, 0)
+            ends = np.arange(heads * rows + 1, dtype=np.int32) * np.int32(indices.shape[2])
+            csr = ends, indices.reshape(-1), entries.reshape(-1)
             sparsetools().csr_todense(heads * rows, columns, *csr, matrix.reshape(-1))
             self._written = weights, matrix
         return matrix
 
-    def csr(self, head: int | slice, weights: Array) -> tuple[Array, Array, Array]:
-        """
-        A head's matrix as compressed sparse rows: where they end, columns, entries.
-
-        Of all heads, one below the other, for a slice.
-        """
+    def csr(self, head: int, weights: Array) -> tuple[Array, Array, Array]:
+        """A head's matrix as compressed sparse rows: where they end, columns, entries."""
         indices, weights = self.indices[head], weights[head]
-        k = indices.shape[-1]
+        rows, k = indices.shape
         if self.used is None:
-            ends = np.arange(indices.size // max(k, 1) + 1, dtype=np.int32)
-            return ends * np.int32(k), indices.reshape(-1), weights.reshape(-1)
+            ends = np.arange(rows + 1, dtype=np.int32) * np.int32(k)
+            return ends, indices.reshape(-1), weights.reshape(-1)
         used = self.used[head]
-        counts = np.count_nonzero(used, axis=-1).reshape(-1)
-        ends = np.zeros(counts.size + 1, np.int32)
-        np.cumsum(counts, out=ends[1:])
+        ends = np.zeros(rows + 1, np.int32)
+        np.cumsum(np.count_nonzero(used, axis=1), out=ends[1:])
         return ends, indices[used], weights[used]
 
     def sample(self, matrix: Array) -> Array:
@@ -105,9 +101,7 @@ class Pattern:
         rows = np.arange(0, matrix.size, self.shape[2]).reshape(*self.shape[:2], 1)
         # An unused slot takes any entry at first.
         sampled = np.take(matrix.reshape(-1), self.indices + rows, mode="clip")
-        if self.used is not None:
-            sampled[~self.used] = 0
-        return sampled
+        return sampled if self.used is None else np.where(self.used, sampled, 0)
 
 
 pattern = Pattern

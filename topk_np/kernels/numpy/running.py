@@ -42,77 +42,77 @@ class RunningTopK:
     k: int
     columns: int
     """The length of a row."""
-    lead: tuple[int, ...] = ()
-    floor: Array | None = None
-    best: list[Array] = field(default_factory=list)
+    _lead: tuple[int, ...] = field(init=False, default=())
+    _floor: Array | None = field(init=False, default=None)
+    _best: list[Array] = field(init=False, default_factory=list)
     """Indices, values and others (R, K) of the last merge."""
-    hits: list[list[Array]] = field(default_factory=list)
+    _hits: list[list[Array]] = field(init=False, default_factory=list)
     """What was found in blocks since: [rows, indices, values, *others], all (h,)."""
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
         """Take in a block (G, C, n) from column `start` on; `others` are kept where it is."""
-        self.lead, columns = tuple(scores.shape[:-1]), scores.shape[-1]
-        matrices = [array.reshape(math.prod(self.lead), columns) for array in (scores, *others)]
-        if self.floor is None and columns >= self.columns:  # the only block
-            self.best = _select(matrices, self.k, start)
+        self._lead, columns = tuple(scores.shape[:-1]), scores.shape[-1]
+        matrices = [array.reshape(math.prod(self._lead), columns) for array in (scores, *others)]
+        if self._floor is None and columns >= self.columns:  # the only block
+            self._best = _select(matrices, self.k, start)
             return
         scores, *rest = map(by_row, matrices)
-        if self.floor is None:
-            self.floor = floor_of(scores, min(self.k, columns))
+        if self._floor is None:
+            self._floor = floor_of(scores, min(self.k, columns))
             if columns < self.k:
-                self.floor[...] = -np.inf
+                self._floor[...] = -np.inf
         elif self._waiting >= MERGED * self.k:
             self._raise_floor()
-        rows, floor = scores.shape[0], self.floor
+        rows, floor = scores.shape[0], self._floor
         flat = positions(at_most(scores, floor), most=rows * (3 * self.k // 2 + FEW // 2))
         if flat is None:  # scores that rise from block to block, as of nearer and nearer keys
             floor = np.maximum(floor, floor_of(scores, min(self.k, columns)))
             flat = positions(at_most(scores, floor), most=rows * (MOST_HITS * self.k + FEW) // 2)
         if flat is None:
-            self.hits.append(_ravel(_select([scores, *rest], self.k, start, floor)))
+            self._hits.append(_ravel(_select([scores, *rest], self.k, start, floor)))
         else:
-            self.hits.append(_hits(flat, start, scores, *rest))
+            self._hits.append(_hits(flat, start, scores, *rest))
 
     def result(self, slots: int) -> list[Array]:
         """Values, int32 indices and `others` of the k best, (G, C, slots); 0 in unused slots."""
-        if self.hits:
+        if self._hits:
             self._merge()
-        indices, values, *others = self.best
+        indices, values, *others = self._best
         made = []
         for array, fill in zip((values, indices, *others), (-np.inf, -1, *[0] * 9), strict=False):
             missing = slots - array.shape[1]
             if missing > 0:
                 array = np.pad(array, ((0, 0), (0, missing)), constant_values=fill)
-            made.append(array.reshape(*self.lead, array.shape[1]))
+            made.append(array.reshape(*self._lead, array.shape[1]))
         return made
 
     @property
     def _waiting(self) -> float:
         """Hits of a row that were found since the last merge."""
-        return float(sum(rows.size for rows, *_ in self.hits) / max(1, math.prod(self.lead)))
+        return float(sum(rows.size for rows, *_ in self._hits) / max(1, math.prod(self._lead)))
 
     def _raise_floor(self) -> None:
         """Set what later scores must exceed: the k-th largest so far, -inf if there are fewer."""
-        if self.hits:
+        if self._hits:
             self._merge()
-        values = self.best[1]
+        values = self._best[1]
         if values.shape[1] < self.k:
-            self.floor = np.full(values.shape[0], -np.inf, values.dtype)
+            self._floor = np.full(values.shape[0], -np.inf, values.dtype)
         else:
-            self.floor = np.where(np.isnan(values), np.inf, values).min(axis=1)
+            self._floor = np.where(np.isnan(values), np.inf, values).min(axis=1)
 
     def _merge(self) -> None:
         """Keep the k best of what was the best and what was found since."""
-        hits = [*([_ravel(self.best)] if self.best else []), *self.hits]
+        hits = [*([_ravel(self._best)] if self._best else []), *self._hits]
         kinds = [[*arrays] for arrays in zip(*hits, strict=True)]
-        self.best, self.hits, hits = [], [], []
+        self._best, self._hits, hits = [], [], []
         rows, values = _joined(kinds[0]), _joined(kinds[2])
-        found = _in_order(rows, values, math.prod(self.lead))
+        found = _in_order(rows, values, math.prod(self._lead))
         del rows
         ordered, places = in_slots(trim(_shorten(found, self.k), self.k))
         del found, values
         indices = _take(_joined(kinds[1]), places, -1)
-        self.best = [indices, ordered, *(_take(_joined(kind), places, 0) for kind in kinds[3:])]
+        self._best = [indices, ordered, *(_take(_joined(kind), places, 0) for kind in kinds[3:])]
 
 
 def _select(matrices: list[Array], k: int, start: int, floor: Array | None = None) -> list[Array]:

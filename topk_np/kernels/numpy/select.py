@@ -16,6 +16,7 @@ from topk_np.kernels import Selection, tuning
 from topk_np.kernels.numpy.hits import (
     FEW,
     MOST_HITS,
+    Hits,
     at_most,
     by_row,
     hits_at,
@@ -24,6 +25,7 @@ from topk_np.kernels.numpy.hits import (
     kth_largest,
     no_slots,
     positions,
+    raveled,
     row_gap,
     trim,
 )
@@ -58,6 +60,8 @@ def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
 
 def floor_of(scores: Array, k: int) -> Array:
     """(R,): what k entries of each row exceed and few more, where so many are above -inf."""
+    if scores.shape[0] == 0:
+        return np.empty(0, scores.dtype)
     groups = max(tuning.current.groups_per_slot * k, tuning.current.least_groups)
     size = scores.shape[1] // groups
     if size < tuning.current.least_group:
@@ -81,30 +85,42 @@ def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row, by the row's k-th largest value."""
     rows, columns = scores.shape
     kth = kth_largest(scores.copy(), k)
-    below = at_most(scores, just_below(kth))
-    hits = below.size - np.count_nonzero(below)
+    fewer = kth.min() == -np.inf  # than k are allowed in some row
+    if np.isnan(scores.max()):
+        hit = ~(scores <= just_below(kth)[:, None])
+    else:
+        hit = scores >= (np.maximum(kth, np.finfo(kth.dtype).min) if fewer else kth)[:, None]
+    hits = np.count_nonzero(hit)
     if hits > rows * (MOST_HITS * k + FEW):  # many equal the k-th
         return select_by_row(scores, k, np.full(rows, -np.inf, scores.dtype))
-    fewer = kth.min() == -np.inf  # than k are allowed in some row
-    flat: Array
-    if not fewer and hits == rows * k and columns > tuning.current.dense_hits * k:
-        flat = positions(below)
+    counts: Array = None  # of each row, where they are not all k
+    if fewer or hits > rows * k:
+        counts = np.count_nonzero(hit, axis=1)
+        if counts.max() > k:
+            _drop_ties(scores, kth, hit, counts - k)
+            counts = np.minimum(counts, k)
+        counts = counts if fewer else None
+    flat = np.flatnonzero(hit)
+    integer = np.int64 if scores.size >= 2**31 else np.int32
+    starts = np.arange(0, scores.size, columns, dtype=integer)
+    indices: Array = flat.astype(integer)
+    if counts is None:
+        indices = indices.reshape(rows, k)
+        indices -= starts[:, None]
     else:
-        hit = ~below[: scores.size].reshape(rows, columns)
-        if fewer or hits > rows * k:
-            _drop_ties(scores, kth, hit, k)
-        flat = np.flatnonzero(hit)
-    if not fewer and flat.size == rows * k and row_gap(scores) == 0:  # so each row has k
-        values = np.take(scores.reshape(-1), flat, mode="clip").reshape(rows, k)
-        indices = flat.astype(np.int32).reshape(rows, k)
-        indices -= np.arange(0, scores.size, columns, dtype=np.int32)[:, None]
-        return values, indices
-    return in_slots(hits_at(scores, flat), k)
+        indices -= np.repeat(starts, counts)
+    gap = row_gap(scores)
+    if gap:
+        flat += np.repeat(np.arange(rows) * gap, k if counts is None else counts)
+    values = np.take(raveled(scores), flat, mode="clip")
+    indices = indices.astype(np.int32, copy=False)
+    if counts is not None:
+        return in_slots(Hits(values, indices, counts), k)
+    return values.reshape(rows, k), indices
 
 
-def _drop_ties(scores: Array, kth: Array, hit: Array, k: int) -> None:
-    """Take back the last hits of each row that has too many: of those equal to its k-th."""
-    spare = np.count_nonzero(hit, axis=1) - k
+def _drop_ties(scores: Array, kth: Array, hit: Array, spare: Array) -> None:
+    """Take back the last hits of each row that has some to `spare`: of those equal to its k-th."""
     some = np.flatnonzero(spare > 0)
     own, kth = hit[some], kth[some, None]
     equal = own & ((scores[some] == kth) | np.isnan(kth))
