@@ -174,8 +174,8 @@ def test_at_most_a_wave_of_contributions_waits(case: Case, in_flight: int) -> No
     class Seen:
         heads = 1
 
-        def head(self, g: int) -> Seen:
-            return self
+        def shared(self) -> list[Any]:
+            return [self]
 
         def add_to(self, total: np.ndarray, first: int, fresh: bool) -> np.ndarray:
             nonlocal added
