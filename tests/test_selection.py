@@ -147,6 +147,12 @@ def test_selection_never_takes_minus_inf_but_top_k_does() -> None:
     assert topk_np.top_k(scores, 2, sorted=False).indices.tolist() == [[0, 1]]
 
 
+def test_rows_of_nan_and_rows_of_fewer_than_k_may_be_neighbours() -> None:
+    scores = np.asarray([[math.nan, math.nan, 1.0], [2.0, -math.inf, -math.inf]])
+    assert select(scores, 2)[1].tolist() == [[0, 1], [0, -1]]
+    assert select(scores[::-1], 2)[1].tolist() == [[0, -1], [0, 1]]
+
+
 @given(data=st.data(), k=st.integers(1, 6), width=st.integers(0, 2))
 def test_the_k_best_of_blocks_are_those_of_one_selection(
     xp: Backend, data: st.DataObject, k: int, width: int
