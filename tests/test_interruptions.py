@@ -42,7 +42,11 @@ FIRST: dict[str, Any] = {"is_causal": True, "query_offset": 3}
 GUARD = {
     function.__code__
     for function in (
-        *(WorkerTeam.__enter__, WorkerTeam.__exit__, _BlasGuard.enter, _BlasGuard.leave, _set_threads),
+        WorkerTeam.__enter__,
+        WorkerTeam.__exit__,
+        _BlasGuard.enter,
+        _BlasGuard.leave,
+        _set_threads,
     )
 }
 

@@ -15,7 +15,6 @@ import topk_np
 from tests.oracles import assert_same_bits
 from topk_np.kernels import tuning
 
-
 FEW = replace(tuning.Tuning(), block_scores=1, few_more=0, long_block=2, most_queries=8)
 """Blocks of 2 k keys, and chunks of 8 queries."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -193,7 +194,7 @@ def test_examples_of_schedules(work: Workload, budget: int, cut: tuple[int, ...]
 
 def test_little_memory_makes_blocks_and_chunks_shorter() -> None:
     cuts = [schedule(LONG, budget=budget * MIB) for budget in (64, 16, 4, 2)]
-    for more, less in zip(cuts, cuts[1:], strict=False):
+    for more, less in itertools.pairwise(cuts):
         assert less.chunk_size * less.key_block < more.chunk_size * more.key_block
         assert less.backward_chunk_size < more.backward_chunk_size
 
