@@ -263,9 +263,7 @@ def test_small_values_are_averaged_where_all_scores_are_low(dtype: Any) -> None:
 
 
 def test_a_masked_row_of_nan_has_no_mass_where_values_have_no_width(xp: Backend) -> None:
-    query, key, value = xp.arrays(
-        np.full((1, 1, 1), np.nan), np.ones((1, 2, 1)), np.ones((1, 2, 0))
-    )
+    arrays = xp.arrays(np.full((1, 1, 1), np.nan), np.ones((1, 2, 1)), np.ones((1, 2, 0)))
     options: dict[str, Any] = {"is_causal": True, "query_offset": -1, "return_lse": True}
     _, lse = topk_np.topk_attention(*arrays, k=1, **options)
     assert xp.to_numpy(lse).tolist() == [[-np.inf]]
