@@ -15,9 +15,9 @@ import pytest
 from tests.models.tiny import END, TOKENS, fields, write_gguf
 from tests.test_cli import fails
 from topk_np.cli import main
+from topk_np.fetch import FetchError
 from topk_np.models import command, load_model, named
 from topk_np.models.decode import generate
-from topk_np.models.fetch import FetchError
 from topk_np.models.sampling import Sampling
 
 PROMPT = "the path"

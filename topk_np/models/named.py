@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from topk_np.fetch import WEIGHTS, fetch
 from topk_np.models.bert import BertConfig
-from topk_np.models.fetch import WEIGHTS, fetch
 from topk_np.models.llama_blocks import LlamaConfig
 from topk_np.models.load import load_model
 from topk_np.models.model import Model

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from topk_np.models import fetch
-from topk_np.models.fetch import FetchError, Weights
+from topk_np import fetch
+from topk_np.fetch import FetchError, Weights
 
 CONTENT = bytes(range(256)) * 5000
 MEMBER = "tiny_weights/tiny.gguf"
