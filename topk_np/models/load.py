@@ -20,7 +20,7 @@ from topk_np.models.model import Model
 from topk_np.models.names import gather
 from topk_np.models.per_layer import LayerK
 from topk_np.models.pieces import PieceTokenizer
-from topk_np.models.tensors import Tensors
+from topk_np.models.tensors import read_checkpoint
 from topk_np.models.tokenizer import FileTokenizer, NoTokenizer, Tokenizer
 
 
@@ -107,7 +107,7 @@ def _read_folder(path: Path, convert: Callable[[Array], Array]) -> Model[Any]:
     check("model_type", fields.get("model_type"), *FAMILIES)
     family = FAMILIES[fields["model_type"]]
     config = family.config(fields)
-    tensors = Tensors(path)
+    tensors = read_checkpoint(path)
     params = gather(
         tensors,
         family.names(tensors, fields),

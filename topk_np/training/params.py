@@ -144,10 +144,10 @@ def load_params(
     topk_np.training.params.ParamsError: norm.safetensors: scale must have shape (3,) and dtype \
 float64, got (2,) and float64
     """
-    data = Path(path).read_bytes()
     try:
-        arrays, metadata = _parse(data)
-        _check_hash(data, metadata)
+        tensors, metadata = read_tensors(Path(path))
+        _check_hash(Path(path), metadata)
+        arrays: dict[str, Array] = {name: tensor.copy() for name, tensor in tensors.items()}
         if like is not None:
             arrays = _fit(arrays, flatten(like))
         tree = unflatten(arrays)
@@ -156,16 +156,59 @@ float64, got (2,) and float64
     return tree, {name: text for name, text in metadata.items() if name not in (HASH, *WRITER)}
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, whose arrays are neither read nor checked."""
+def read_metadata(path: Path, /) -> dict[str, str]:
+    """The metadata of a safetensors file, whose hash is not checked."""
+    try:
+        return read_tensors(path)[1]
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from error
+
+
+def read_tensors(path: Path, /) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """
+    Map the tensors of a safetensors file into memory.
+
+    Returns
+    -------
+    tensors : dict of str to array
+        Read-only views of the file, ordered by name; copies where the layout is not aligned.
+    metadata : dict of str to str
+        The metadata of the file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is cut off or damaged, or holds a dtype other than those of `DTYPES`.
+
+    Notes
+    -----
+    The package ``safetensors`` parses the header and checks that the tensors fill the file.
+    """
     from safetensors import SafetensorError, safe_open
 
+    if not path.stat().st_size:  # a length that nothing can map
+        raise ValueError("cut off, damaged or not a safetensors file (it is empty)")
+    whole = np.asarray(np.memmap(path, np.uint8, mode="r"))
     try:
-        with safe_open(path, "np") as file:
-            found: dict[str, str] = file.metadata() or {}
+        with safe_open(path, "np") as checked:
+            metadata: dict[str, str] = checked.metadata() or {}
     except SafetensorError as error:
-        raise ParamsError(f"{path}: damaged or not a safetensors file ({error})") from error
-    return found
+        raise ValueError(f"cut off, damaged or not a safetensors file ({error})") from error
+    # The package copies what it reads; where the tensors lie, the header says.
+    length = int.from_bytes(whole[:8].tobytes(), "little")
+    header, data = json.loads(whole[8 : 8 + length].tobytes()), whole[8 + length :]
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in sorted(header.items()):
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name} has dtype {entry['dtype']}, allowed are {', '.join(DTYPES)}")
+        if entry["dtype"] == "BF16":
+            import ml_dtypes  # noqa: F401  makes the name known to NumPy
+        flat = data[slice(*entry["data_offsets"])].view(DTYPES[entry["dtype"]])
+        tensors[name] = np.require(flat.reshape(entry["shape"]), requirements=["A"])
+    return tensors, metadata
 
 
 def _plain(name: str, array: Array) -> np.ndarray:
@@ -183,31 +226,12 @@ def _plain(name: str, array: Array) -> np.ndarray:
     return np.asarray(plain, dtype_name(array), order="C")
 
 
-def _parse(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays by name, and the metadata, of the bytes of a file."""
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        found = deserialize(data)  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise ValueError(f"cut off, damaged or not a safetensors file ({error})") from error
-    arrays = {}
-    for name, tensor in sorted(found):
-        if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has the unknown dtype {tensor['dtype']}")
-        dtype = DTYPES[tensor["dtype"]]
-        if dtype == "bfloat16":
-            import ml_dtypes  # noqa: F401  makes the name known to NumPy
-        arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"]).copy()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return arrays, header.get("__metadata__", {})
-
-
-def _check_hash(data: bytes, metadata: dict[str, str]) -> None:
-    """Check the hash of a file of ours."""
+def _check_hash(path: Path, metadata: dict[str, str]) -> None:
+    """Check the hash of a file that `save_params` wrote."""
     digest = metadata.get(HASH)
     if digest is None and not WRITER.items() <= metadata.items():
         return  # another program's
+    data = path.read_bytes()
     start = -1 if digest is None else _hash_place(data, digest)
     zeroed = data[:start] + UNKNOWN.encode() + data[start + len(UNKNOWN) :]
     if start < 0 or hashlib.sha256(zeroed).hexdigest() != digest:
