@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from tests.models.tiny import END, KINDS, MERGES, TOKENS
-from topk_np.models.bpe import ByteBPE
+from topk_np.models.tokenizers import ByteBPE
 
 
 def tokenizer(**options: Any) -> ByteBPE:

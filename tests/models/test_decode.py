@@ -14,10 +14,9 @@ from tests.backends import Backend
 from tests.models.test_llama import assert_agrees, model_on
 from tests.models.tiny import EXPECTED, MODEL
 from topk_np import KVCache
-from topk_np.models import decode
-from topk_np.models.decode import generate
+from topk_np.models import llama
+from topk_np.models.decode import Sampling, generate
 from topk_np.models.llama import forward, logits
-from topk_np.models.sampling import Sampling
 
 TOKENS = EXPECTED["input_ids"]
 DEPTH, LENGTH = len(MODEL.params["layers"]), TOKENS.shape[1]
@@ -104,7 +103,7 @@ def test_every_position_after_the_prompt_is_computed_once_and_in_place(
                 assert np.shares_memory(cache.key, key)
         return out
 
-    monkeypatch.setattr(decode, "forward", watched)
+    monkeypatch.setattr(llama, "forward", watched)
     run(MODEL, PROMPT, count=5)
     assert sizes == [PROMPT.shape[1], 1, 1, 1, 1]
 

@@ -17,7 +17,7 @@ from tests.models.golden import DATA, assert_near, expected
 from tests.models.tiny import CONFIG, EXPECTED, TENSORS
 from topk_np.models import llama, load_model
 from topk_np.models.tensors import INDEX, read_checkpoint
-from topk_np.models.tokenizer import pad
+from topk_np.models.tokenizers import pad
 from topk_np.training import flatten
 
 LAST = "model.layers.1.mlp.up_proj.weight"

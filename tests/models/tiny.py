@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from topk_np.models import load_model
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.llama import Llama
 
 DATA = Path(__file__).parents[1] / "data" / "llama"
 CONFIG: dict[str, Any] = json.loads((DATA / "config.json").read_text())

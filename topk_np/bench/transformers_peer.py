@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from topk_np.models.llama_blocks import Llama
-from topk_np.models.llama_names import llama_names
-from topk_np.models.names import scatter
+from topk_np.models.family import scatter
+from topk_np.models.llama import Llama, names
 
 
 class Transformers:
@@ -43,8 +42,7 @@ class Transformers:
                 tie_word_embeddings=tied,
             )
         ).eval()
-        names = llama_names([], "safetensors", depth=len(layers), tied=tied)
-        tensors = scatter(params, names)
+        tensors = scatter(params, names([], len(layers), tied=tied))
         if config.rope_layout == "interleaved":
             for name, tensor in tensors.items():
                 if name.endswith(("q_proj.weight", "k_proj.weight")):

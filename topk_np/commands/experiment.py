@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
     from topk_np import experiments
     from topk_np.fetch import FetchError
-    from topk_np.models.named import ModelError
+    from topk_np.models.load import ModelError
     from topk_np.tasks import MissingDataError
 
     chosen = read(options)

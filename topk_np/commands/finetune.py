@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     from topk_np.fetch import FetchError
     from topk_np.finetuning import command
     from topk_np.models import AdapterError
-    from topk_np.models.named import ModelError
+    from topk_np.models.load import ModelError
     from topk_np.training import ParamsError
     from topk_np.training.settings import TrainError
 

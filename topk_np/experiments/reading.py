@@ -9,8 +9,8 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.diagnostics import kept_mass
-from topk_np.models.llama import causal_attention, forward
-from topk_np.models.llama_blocks import Llama, check_ks
+from topk_np.models.llama import Llama, causal_attention, forward
+from topk_np.models.model import check_ks
 from topk_np.models.scoring import NextTokens, next_tokens
 
 Watch = Callable[[Array, Array, Array], object]

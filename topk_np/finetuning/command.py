@@ -17,8 +17,8 @@ from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.steps import FineTuning, Reading, make_adapter, read
 from topk_np.finetuning.texts import read_texts
 from topk_np.models.adapter import AdapterError
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
+from topk_np.models.llama import Llama, LlamaConfig
+from topk_np.models.load import load_named
 from topk_np.training.folders import choose_folder, make_folder, resumed
 from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar

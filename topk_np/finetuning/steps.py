@@ -11,8 +11,7 @@ import numpy as np
 from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.texts import Texts
 from topk_np.models.adapter import MATRICES, Adapter
-from topk_np.models.llama import forward, loss_bwd, loss_fwd
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.llama import Llama, forward, loss_bwd, loss_fwd
 from topk_np.models.scoring import next_tokens
 from topk_np.training.adamw import adamw
 from topk_np.training.clipping import clip_by_global_norm

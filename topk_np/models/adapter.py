@@ -14,8 +14,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name
-from topk_np.models.keep import Keep
-from topk_np.models.model import Model, Params
+from topk_np.models.model import Keep, Model, Params
 from topk_np.training.lora import LoRAResiduals, lora, lora_bwd, lora_init
 from topk_np.training.params import ParamsError, load_params, save_params
 from topk_np.training.trees import flatten, unflatten

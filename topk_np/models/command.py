@@ -10,11 +10,10 @@ from time import perf_counter
 import numpy as np
 
 from topk_np.models.adapter import Adapter
-from topk_np.models.chat import chat_prompt
-from topk_np.models.decode import generate
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
-from topk_np.models.sampling import Sampling
+from topk_np.models.decode import Sampling, generate
+from topk_np.models.llama import Llama, LlamaConfig
+from topk_np.models.load import load_named
+from topk_np.models.tokenizers import chat_prompt
 
 
 class GenerateError(ValueError):

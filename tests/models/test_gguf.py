@@ -13,7 +13,7 @@ import pytest
 from tests.models.test_llama import assert_agrees
 from tests.models.tiny import EXPECTED, TENSORS, TOKENS, fields, write_gguf
 from topk_np.models import load_model
-from topk_np.models.checkpoint import read_gguf
+from topk_np.models.gguf import read_gguf
 from topk_np.models.llama import forward, logits
 
 
@@ -52,6 +52,19 @@ def test_blocks_of_256_weights_are_read_as_the_package_reads_them(
         getattr(writer, method)(value)
     writer.add_tensor("token_embd.weight", blocks, raw_dtype=kind_of)
     writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    square, half = (width, width), (width // 2, width)
+    for name, shape in (
+        ("attn_norm", (width,)),
+        ("attn_q", square),
+        ("attn_k", half),
+        ("attn_v", half),
+        ("attn_output", square),
+        ("ffn_norm", (width,)),
+        ("ffn_gate", half),
+        ("ffn_up", half),
+        ("ffn_down", half[::-1]),
+    ):
+        writer.add_tensor(f"blk.0.{name}.weight", np.ones(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -131,7 +144,7 @@ def _metadata(**changes: Any) -> Callable[[Path], object]:
             "general.architecture must be 'llama'",
         ),
         (_metadata(add_tokenizer_model="llama"), "tokenizer.ggml.model must be 'gpt2'"),
-        (_metadata(add_context_length=None), "the file has no field llama.context_length"),
+        (_metadata(add_context_length=None), "the file has no llama.context_length"),
         (
             _metadata(add_rope_scaling_type=gguf.RopeScalingType.LINEAR),
             "llama.rope.scaling.type must be 'none' for this reader, got 'linear'",
