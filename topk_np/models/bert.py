@@ -49,6 +49,7 @@ from topk_np.training.trees import flatten
 
 __all__ = ["BertConfig", "forward", "logits", "loss_bwd", "loss_fwd", "pooled"]
 
+NO_HEAD = "the model must have a masked-LM head for this; its checkpoint has none"
 MASKED = 0.15  # of the tokens of a plain text, to be predicted
 
 
@@ -299,7 +300,7 @@ class Transformed(NamedTuple):
 def _transform_fwd(model: Bert, hidden: Array) -> tuple[Array, Transformed]:
     """The input of the output layer of the masked-LM head."""
     if "head" not in model.params:
-        raise ValueError("the model must have a masked-LM head for this; its checkpoint has none")
+        raise ValueError(NO_HEAD)
     head, activation = model.params["head"], model.config.activation
     # 1 scores = dense(hidden)
     # 2 weights = activation(scores)
@@ -479,6 +480,8 @@ def _head(model: Bert) -> tuple[Array, Array]:
 
 def _examples(model: Bert, tokens: np.ndarray, rng: np.random.Generator, /) -> Examples:
     """Plain text of which some tokens are masked, and these as labels (Devlin et al. 2018)."""
+    if "head" not in model.params:
+        raise ValueError(NO_HEAD)
     mask_token = model.tokenizer.encode("[MASK]")
     if len(mask_token) != 3:  # itself, and a marker on each side
         raise ValueError("the model must have a tokenizer with a token [MASK] to learn from text")

@@ -17,7 +17,7 @@ from topk_np.inputs import SELECTS
 from topk_np.models import bert, llama, t5
 from topk_np.models.family import Family, Fields, check, gather
 from topk_np.models.gguf import read_gguf
-from topk_np.models.model import LayerK, Model
+from topk_np.models.model import LayerK, Model, Params
 from topk_np.models.tensors import read_checkpoint
 from topk_np.models.tokenizers import FileTokenizer, NoTokenizer, PieceTokenizer, Tokenizer
 
@@ -44,6 +44,16 @@ class ModelError(ValueError):
 def family_of(model: Model[Any], /) -> Family:
     """Return the family of a model."""
     return next(family for family in FAMILIES.values() if type(model.config) is family.kind)
+
+
+def loss_fwd(model: Model[Any], /, *data: Array, **options: Any) -> tuple[Array, Any]:
+    """Compute the loss of a model of any family, and the residuals for `loss_bwd`."""
+    return family_of(model).loss_fwd(model, *data, **options)
+
+
+def loss_bwd(model: Model[Any], residuals: Any, /, **options: Any) -> Params:
+    """Compute the gradients of `loss_fwd` in the structure of the model's parameters."""
+    return family_of(model).loss_bwd(residuals, **options)
 
 
 def load_model(
