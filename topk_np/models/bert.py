@@ -81,6 +81,24 @@ tied to the embedding, ``weight``. Norms and dense layers have ``weight`` and ``
 """
 
 
+DROPOUT = "there is no dropout in inference, nor in training here"
+UNUSED = "belongs to parts that checkpoints of Google's first release had"
+HARMLESS = {
+    "attention_probs_dropout_prob": DROPOUT,
+    "hidden_dropout_prob": DROPOUT,
+    **dict.fromkeys(
+        (
+            "directionality",
+            "pooler_fc_size",
+            "pooler_num_attention_heads",
+            "pooler_num_fc_layers",
+            "pooler_size_per_head",
+            "pooler_type",
+        ),
+        UNUSED,
+    ),
+}
+
 LAYER = {
     "attention.query": ("attention.self.query.weight", "D D"),
     "attention.query_bias": ("attention.self.query.bias", "D"),
@@ -111,7 +129,8 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
         If a field is missing, or the model has a part that is not computed here.
     """
     check("position_embedding_type", fields.get("position_embedding_type", "absolute"), "absolute")
-    check("is_decoder", fields.get("is_decoder", False), False)
+    for name in ("is_decoder", "add_cross_attention"):
+        check(name, fields.get(name, False), None, False)
     activation = fields.get("hidden_act", "gelu")
     check("hidden_act", activation, *ACTIVATION_NAMES)
     return Layout(
@@ -120,7 +139,7 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
             norm_eps=fields.positive("layer_norm_eps"),
             activation=ACTIVATION_NAMES[activation],
         ),
-        _names(fields, tensors),
+        _names(fields, tensors, tied=fields.flag("tie_word_embeddings", True)),
         sizes={
             "T": fields.number("vocab_size"),
             "D": fields.number("hidden_size"),
@@ -137,7 +156,7 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
     )
 
 
-def _names(fields: Fields, tensors: Collection[str]) -> list[Name]:
+def _names(fields: Fields, tensors: Collection[str], *, tied: bool) -> list[Name]:
     """The tensor of each parameter."""
     prefix = "bert." if any(name.startswith("bert.") for name in tensors) else ""
     names = [
@@ -156,7 +175,7 @@ def _names(fields: Fields, tensors: Collection[str]) -> list[Name]:
         names += _pair("head.dense", "cls.predictions.transform.dense", "D D")
         names += _pair("head.norm", "cls.predictions.transform.LayerNorm", "D")
         names.append(Name("head.bias", "cls.predictions.bias", "T"))
-        if not fields.get("tie_word_embeddings", True):
+        if not tied:
             names.append(Name("head.weight", "cls.predictions.decoder.weight", "T D"))
     return [name._replace(tensor=_as_stored(name.tensor, tensors)) for name in names]
 
@@ -502,6 +521,7 @@ FAMILY = Family(
     kind=BertConfig,
     types=("bert",),
     layout=layout,
+    harmless=HARMLESS,
     check_ks=check_ks,
     loss_fwd=loss_fwd,
     loss_bwd=loss_bwd,

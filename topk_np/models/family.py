@@ -24,9 +24,39 @@ ACTIVATION_NAMES = {
 """Our names of activations, by those of configs."""
 
 
+_COMMON = {  # reasons, and the fields that they are those of
+    "names the origin of the checkpoint": "_name_or_path name_or_path _commit_hash architectures "
+    "auto_map transformers_version unsloth_version unsloth_fixed finetuning_task",
+    "chooses how another library computes the same": "attn_implementation _attn_implementation "
+    "_attn_implementation_autoset _attn_implementation_internal chunk_size_feed_forward "
+    "experts_implementation gradient_checkpointing use_cache torchscript use_bfloat16",
+    "chooses what another library returns": "output_attentions output_hidden_states output_past "
+    "return_dict tie_last_hidden_states use_return_dict",
+    "is the dtype of the file; `dtype` of `load_model` chooses that of the model": "dtype "
+    "torch_dtype",
+    "is about heads for classification, which are not read": "classifier_dropout id2label label2id "
+    "num_labels problem_type",
+    "draws the first weights of training": "initializer_factor initializer_range",
+    "is about tokens around a text, which the tokenizer adds": "bos_token_id eos_token_id "
+    "decoder_start_token_id forced_bos_token_id forced_eos_token_id prefix sep_token_id "
+    "task_specific_params tokenizer_class",
+    "has a row of the embedding whose gradient PyTorch drops": "pad_token_id",
+    "is about generation, whose caller chooses": "begin_suppress_tokens bad_words_ids "
+    "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
+    "encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty "
+    "length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_beam_groups "
+    "num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty "
+    "return_dict_in_generate suppress_tokens temperature top_k top_p typical_p",
+    "chooses a loss of another library": "tf_legacy_loss",
+    "is what the family says": "is_encoder_decoder model_type",
+}
+HARMLESS = {name: reason for reason, names in _COMMON.items() for name in names.split()}
+"""Fields of the configs of all families that do not change the numbers, each with the reason."""
+
+
 class Fields(Mapping[str, Any]):
     """
-    The fields of a config.
+    The fields of a config, which remember which of them were read.
 
     Parameters
     ----------
@@ -44,12 +74,14 @@ class Fields(Mapping[str, Any]):
         source: str = "the config",
         spelling: Mapping[str, str] | None = None,
     ) -> None:
+        self.source = source
         self._values = values
-        self._source = source
         self._spelling = spelling or {}
+        self._read: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
         """The field of that name."""
+        self._read.add(name)
         return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -60,16 +92,26 @@ class Fields(Mapping[str, Any]):
         """The number of fields."""
         return len(self._values)
 
+    def set_defaults(self, defaults: Mapping[str, Any], /) -> None:
+        """Add fields that are not there; they need not be read."""
+        self._read |= defaults.keys() - self._values.keys()
+        self._values = {**defaults, **self._values}
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """All fields as they are; looking at them here is not reading them."""
+        return dict(self._values)
+
     def need(self, name: str, default: Any = None, /) -> Any:
         """A field that has to be there, unless there is a default."""
         value = default if self.get(name) is None else self[name]
         if value is None:
-            raise ValueError(f"{self._source} has no {self._spelling.get(name, name)}")
+            raise ValueError(f"{self.source} has no {self._spelling.get(name, name)}")
         return value
 
     def _label(self, name: str) -> str:
         """The name of a field in messages."""
-        return self._spelling.get(name) or f"{name} of {self._source}"
+        return self._spelling.get(name) or f"{name} of {self.source}"
 
     def number(self, name: str, default: int | None = None, /) -> int:
         """A positive integer."""
@@ -80,6 +122,17 @@ class Fields(Mapping[str, Any]):
         value = check_number(self._label(name), self.need(name, default))
         if value <= 0:
             raise ValueError(f"{self._label(name)} must be positive, got {value}")
+        return value
+
+    def whole(self, name: str, default: int | None = None, /) -> int:
+        """An integer that is not negative."""
+        return check_integer(self._label(name), self.need(name, default), least=0)
+
+    def flag(self, name: str, default: bool, /) -> bool:
+        """True or False."""
+        value = self.need(name, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self._label(name)} must be true or false, got {value!r}")
         return value
 
     def table(self, name: str, /) -> Fields:
@@ -97,6 +150,26 @@ class Fields(Mapping[str, Any]):
         there are tensors as with a billion.
         """
         return min(self.number(name), len(tensors) + 1)
+
+    def refuse_unread(self, harmless: Mapping[str, str], /) -> None:
+        """
+        Check that all fields were read, except those that are harmless in this or every family.
+
+        Raises
+        ------
+        ValueError
+            If there is another field: it may change the numbers.
+        """
+        odd = [
+            f"{self._spelling.get(name, name)} ({value!r:.40})"
+            for name, value in self._values.items()
+            if value not in (None, {}, []) and name not in {*self._read, *harmless, *HARMLESS}
+        ]
+        if odd:
+            raise ValueError(
+                f"{self.source} has fields that this reader does not know: {', '.join(odd)}; "
+                "remove them if the model computes the same without them"
+            )
 
 
 def check(name: str, got: object, *allowed: object) -> None:
@@ -172,6 +245,8 @@ class Family:
     """From plain text (B, Q)."""
     guess: Callable[..., tuple[NextTokens, Array]]
     """From a model and the data of `Examples` to its guesses, and the tokens that were right."""
+    harmless: Mapping[str, str]
+    """More fields of configs that do not change the numbers, each with the reason."""
     decoder: Callable[..., Decoder] | None = None
     """From a model and a prompt (..., Q), with the options `mask` and `workers`."""
     context: Callable[[Model[Any]], int | None] = lambda model: None

@@ -144,7 +144,7 @@ def _layout(metadata: Metadata, tensors: Mapping[str, np.ndarray]) -> Layout:
     }
     given = {field: metadata[key] for field, key in spelling.items() if key in metadata}
     tied = "output.weight" not in tensors
-    fields = {**defaults, **given, "tie_word_embeddings": tied}
+    fields = {**defaults, **given, "tie_word_embeddings": tied, "model_type": "llama"}
     found = layout(Fields(fields, "the file", spelling), [""] * len(tensors))
     width = found.sizes["Q"] // found.config.heads
     turned = metadata.get("llama.rope.dimension_count", width)

@@ -6,7 +6,7 @@ and value, W head width, F feed-forward width, T tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +16,9 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np import KVCache, array_namespace, dense_attention, topk_attention
-from topk_np._namespace import Array, compute_dtype
+from topk_np._namespace import Array, cast, compute_dtype, cumulative_sum
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
-from topk_np.layers.rope import Rope, RopeLayout, Rotation
+from topk_np.layers.rope import RopeLayout, Rotation
 from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
 from topk_np.models.family import Decoder, Examples, Family, Fields, Layout, Name, check
 from topk_np.models.model import (
@@ -27,15 +27,22 @@ from topk_np.models.model import (
     Params,
     check_keep,
     check_ks,
+    check_mask,
     check_tokens,
     kept_of,
     output_layer,
     wants,
 )
 from topk_np.models.one_row import one_row_linear
+from topk_np.models.rope_scaling import Scaling, frequencies, read_rope
 from topk_np.models.scoring import NextTokens, next_tokens
 from topk_np.models.sublayers import CHUNK, Attention, Heads, Units
-from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
+from topk_np.models.token_loss import (
+    IGNORED,
+    TokenLossResiduals,
+    token_loss_bwd,
+    token_loss_fwd,
+)
 from topk_np.training.trees import flatten
 from topk_np.workers import Crew, lasting
 
@@ -59,6 +66,13 @@ class LlamaConfig:
         2i and 2i + 1 (GGUF files).
     context : int
         Longest sequence the model was trained for.
+    scaling : Scaling, optional
+        The rule by which rotary positions are stretched: see `topk_np.models.rope_scaling`.
+    windows : tuple of int or None, optional
+        For each layer the number of positions that a query sees, itself and those before it; None:
+        all. By default all layers see all positions.
+    unturned : tuple of int, optional
+        Numbers of the layers without rotary positions.
     """
 
     heads: int
@@ -67,6 +81,9 @@ class LlamaConfig:
     rope_base: float
     rope_layout: RopeLayout
     context: int
+    scaling: Scaling | None = None
+    windows: tuple[int | None, ...] = ()
+    unturned: tuple[int, ...] = ()
 
 
 Llama: TypeAlias = Model[LlamaConfig]
@@ -74,89 +91,182 @@ Llama: TypeAlias = Model[LlamaConfig]
 Its parameters: ``embedding`` (T, D), ``layers``, ``norm`` (D,), and ``head`` (T, D) if that is not
 tied to the embedding. A layer has ``attention_norm`` (D,), ``attention`` with ``query`` (H W, D),
 ``key`` and ``value`` (G W, D) and ``out`` (D, H W), ``ffn_norm`` (D,), and ``ffn`` with ``keys``,
-``values`` and ``gate`` (F, D), as `topk_ffn` wants them: a row for each unit.
+``values`` and ``gate`` (F, D), as `topk_ffn` wants them: a row for each unit. Some models have
+biases, ``query_bias``, ``gate_bias`` and so on, and norms of queries and keys, ``query_norm`` and
+``key_norm`` (W,).
 """
 
-LAYER = {  # the tensors of a layer by path, each with its shape
-    "attention_norm": ("input_layernorm", "D"),
-    "attention.query": ("self_attn.q_proj", "Q D"),
-    "attention.key": ("self_attn.k_proj", "K D"),
-    "attention.value": ("self_attn.v_proj", "K D"),
-    "attention.out": ("self_attn.o_proj", "D Q"),
-    "ffn_norm": ("post_attention_layernorm", "D"),
-    "ffn.gate": ("mlp.gate_proj", "F D"),
-    "ffn.keys": ("mlp.up_proj", "F D"),
-    "ffn.values": ("mlp.down_proj", "D F"),
+NORMS = {  # the tensors of a layer by path, each with its shape
+    "attention_norm": ("input_layernorm.weight", "D"),
+    "ffn_norm": ("post_attention_layernorm.weight", "D"),
+}
+ATTENTION = {
+    "attention.query": ("self_attn.q_proj.weight", "Q D"),
+    "attention.key": ("self_attn.k_proj.weight", "K D"),
+    "attention.value": ("self_attn.v_proj.weight", "K D"),
+    "attention.out": ("self_attn.o_proj.weight", "D Q"),
+}
+FFN = {
+    "ffn.gate": ("mlp.gate_proj.weight", "F D"),
+    "ffn.keys": ("mlp.up_proj.weight", "F D"),
+    "ffn.values": ("mlp.down_proj.weight", "D F"),
+}
+INPUT_BIASES = {
+    "attention.query_bias": ("self_attn.q_proj.bias", "Q"),
+    "attention.key_bias": ("self_attn.k_proj.bias", "K"),
+    "attention.value_bias": ("self_attn.v_proj.bias", "K"),
+}
+OUTPUT_BIAS = {"attention.out_bias": ("self_attn.o_proj.bias", "D")}
+FFN_BIASES = {
+    "ffn.gate_bias": ("mlp.gate_proj.bias", "F"),
+    "ffn.key_bias": ("mlp.up_proj.bias", "F"),
+    "ffn.value_bias": ("mlp.down_proj.bias", "D"),
+}
+HEAD_NORMS = {
+    "attention.query_norm": ("self_attn.q_norm.weight", "W"),
+    "attention.key_norm": ("self_attn.k_norm.weight", "W"),
+}
+
+DEFAULTS: dict[str, dict[str, Any]] = {  # of fields that a config may lack, by model_type
+    "llama": {},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    "smollm3": {"num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True},
+}
+HARMLESS = {
+    "attention_dropout": "there is no dropout in inference, nor in training here",
+    "pretraining_tp": "says how matrices were split in training; the products are the same",
 }
 
 
 def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
     """
-    Read the config of a checkpoint.
+    Read the config of a checkpoint of one of the types in `DEFAULTS`.
 
     Raises
     ------
     ValueError
         If a field is missing, or the model has a part that is not computed here.
     """
+    kind = fields["model_type"]
+    fields.set_defaults(DEFAULTS[kind])
     check("hidden_act", fields.get("hidden_act", "silu"), "silu")
-    check("attention_bias", fields.get("attention_bias", False), False)
-    check("mlp_bias", fields.get("mlp_bias", False), False)
+    check("is_causal", fields.get("is_causal", True), True)
     heads = fields.number("num_attention_heads")
     groups = fields.number("num_key_value_heads", heads)
     if heads % groups:
         raise ValueError(f"the key heads must divide the {heads} query heads, got {groups}")
     width = fields.number("hidden_size")
     head = fields.number("head_dim", max(1, width // heads))
-    tied = bool(fields.get("tie_word_embeddings"))
+    if head % 2 or head < 4:
+        raise ValueError(f"head_dim must be even and at least 4 for this reader, got {head}")
+    base, scaling = read_rope(fields, base=10_000.0)
+    depth = fields.depth("num_hidden_layers", tensors)
+    unturned = _unturned(kind, fields, depth)
+    tied = fields.flag("tie_word_embeddings", False)
     return Layout(
         LlamaConfig(
             heads=heads,
             groups=groups,
             norm_eps=fields.positive("rms_norm_eps"),
-            rope_base=_rope_base(fields),
+            rope_base=base,
             rope_layout="half",
             context=fields.number("max_position_embeddings"),
+            scaling=scaling,
+            windows=_windows(kind, fields, depth, unturned),
+            unturned=unturned,
         ),
-        names(tensors, fields.depth("num_hidden_layers", tensors), tied=tied),
+        names(tensors, depth, tied=tied, layer=_layer(kind, fields)),
         sizes={
             "T": fields.number("vocab_size"),
             "D": width,
             "F": fields.number("intermediate_size"),
             "Q": heads * head,
             "K": groups * head,
+            "W": head,
         },
         # the first follows from the config
         ignored=(r".*rotary_emb\.inv_freq", *((r"lm_head\.weight",) if tied else ())),
     )
 
 
-def names(tensors: Collection[str], depth: int, /, *, tied: bool) -> list[Name]:
+def _layer(kind: str, fields: Fields) -> dict[str, tuple[str, str]]:
+    """The tensors of a layer."""
+    layer = {**NORMS, **ATTENTION, **FFN}
+    if kind == "qwen2":
+        layer |= INPUT_BIASES
+    elif kind != "mistral" and fields.flag("attention_bias", False):
+        layer |= {**INPUT_BIASES, **OUTPUT_BIAS}
+    if kind in ("llama", "smollm3") and fields.flag("mlp_bias", False):
+        layer |= FFN_BIASES
+    return {**layer, **HEAD_NORMS} if kind == "qwen3" else layer
+
+
+def _unturned(kind: str, fields: Fields, depth: int) -> tuple[int, ...]:
+    """The layers without rotary positions."""
+    if kind != "smollm3":
+        return ()
+    step = fields.number("no_rope_layer_interval", 4)
+    turned = fields.get("no_rope_layers")  # 1 for a layer with rotary positions
+    if turned is None:
+        turned = [int((i + 1) % step != 0) for i in range(depth)]
+    if not isinstance(turned, list) or len(turned) < depth or not {*turned} <= {0, 1}:
+        raise ValueError(f"no_rope_layers must have a 0 or 1 for each layer, got {turned!r:.60}")
+    return tuple(i for i in range(depth) if not turned[i])
+
+
+def _windows(
+    kind: str, fields: Fields, depth: int, unturned: tuple[int, ...]
+) -> tuple[int | None, ...]:
+    """The number of positions that each layer sees; none at all if every layer sees all."""
+    if kind == "llama":
+        return ()
+    size = fields.get("sliding_window")
+    window = None if size is None else fields.number("sliding_window")
+    if kind == "mistral":
+        return () if window is None else (window,) * depth
+    if not fields.flag("use_sliding_window", False):
+        window = None
+    if kind == "smollm3":
+        narrow = [i in unturned for i in range(depth)]
+    else:
+        narrow = [i >= fields.whole("max_window_layers") for i in range(depth)]
+    types = fields.get("layer_types")
+    if types is not None:
+        if not isinstance(types, list) or len(types) < depth:
+            raise ValueError(f"layer_types must have an entry for each layer, got {types!r:.60}")
+        for i, name in enumerate(types):
+            check(f"layer_types[{i}]", name, "full_attention", "sliding_attention")
+        narrow = [name == "sliding_attention" for name in types[:depth]]
+        if window is None and any(narrow):
+            raise ValueError("sliding_window must be a number where layer_types has layers with it")
+    windows = tuple(window if own else None for own in narrow)
+    return windows if any(windows) else ()
+
+
+def names(
+    tensors: Collection[str],
+    depth: int,
+    /,
+    *,
+    tied: bool,
+    layer: Mapping[str, tuple[str, str]] | None = None,
+) -> list[Name]:
     """The tensor of each parameter; a model without a head has no prefix before its names."""
     prefix = "" if "embed_tokens.weight" in tensors else "model."
     found = [Name("embedding", f"{prefix}embed_tokens.weight", "T D")]
     for i in range(depth):
-        for path, (tensor, shape) in LAYER.items():
-            full = f"{prefix}layers.{i}.{tensor}.weight"
+        for path, (tensor, shape) in (layer or {**NORMS, **ATTENTION, **FFN}).items():
+            full = f"{prefix}layers.{i}.{tensor}"
             found.append(Name(f"layers.{i}.{path}", full, shape, path == "ffn.values"))
     found.append(Name("norm", f"{prefix}norm.weight", "D"))
     return found if tied else [*found, Name("head", "lm_head.weight", "T D")]
-
-
-def _rope_base(fields: Fields) -> float:
-    """The base of the rotary positions, which newer configs have among ``rope_parameters``."""
-    base = fields.positive("rope_theta", 10_000.0)
-    check("partial_rotary_factor", fields.get("partial_rotary_factor", 1), None, 1)
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = fields.table(name)
-        if any(isinstance(value, dict) for value in rope.values()):
-            raise ValueError(
-                f"{name} must be the same in all layers for this reader, got {dict(rope)}"
-            )
-        check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-        check("partial_rotary_factor", rope.get("partial_rotary_factor", 1), None, 1)
-        base = rope.positive("rope_theta", base)
-    return base
 
 
 def causal_attention(
@@ -166,32 +276,45 @@ def causal_attention(
     /,
     *,
     k: int | None,
+    mask: Array | None = None,
+    window: int | None = None,
     workers: int | Executor | None = None,
 ) -> Array:
     """
     Causal attention: top-k, or dense where `k` is None.
 
-    The queries are the last Q of the N positions of keys and values.
+    The queries are the last Q of the N positions of keys and values. Keys where `mask` (..., N) is
+    False are hidden; with a `window` each query sees that many positions, up to its own.
     """
-    if k is not None and k >= key.shape[-2]:
-        k = None  # which gives the same with less work
+    options: dict[str, Any] = {"workers": workers}
     if query.shape[-2] == 1:
         # The last position sees every key: the heads of a group are queries of one head.
         xp = array_namespace(query)
+        if window is not None:
+            key, value = key[..., -window:, :], value[..., -window:, :]
+            mask = None if mask is None else mask[..., -window:]
+        if mask is not None:
+            options["mask"] = mask[..., None, None, None, :]
         heads = xp.moveaxis(query, -2, -3)
-        if k is None:
-            out = dense_attention(heads, key, value, workers=workers)
+        if k is None or k >= key.shape[-2]:  # the second gives the same with less work
+            out = dense_attention(heads, key, value, **options)
         else:
-            out = topk_attention(heads, key, value, k=k, workers=workers)
+            out = topk_attention(heads, key, value, k=k, **options)
         return xp.moveaxis(out, -3, -2)
-    options = {
-        "is_causal": True,
-        "query_offset": key.shape[-2] - query.shape[-2],
-        "workers": workers,
-    }
-    if k is None:
+    options |= _options(key.shape[-2] - query.shape[-2], mask, window)
+    if k is None or k >= key.shape[-2]:
         return dense_attention(query, key, value, chunk_size=CHUNK, **options)
     return topk_attention(query, key, value, k=k, **options)
+
+
+def _options(first: int, mask: Array | None, window: int | None) -> dict[str, Any]:
+    """Options of attention on grouped heads (..., G, H/G, Q, W)."""
+    options: dict[str, Any] = {"is_causal": True, "query_offset": first}
+    if mask is not None:
+        options["mask"] = mask[..., None, None, None, :]
+    if window is not None:
+        options["window"] = (window - 1, 0)
+    return options
 
 
 def _blocks(
@@ -200,28 +323,75 @@ def _blocks(
     first: int,
     workers: int | Executor | None,
     *,
+    mask: Array | None = None,
+    positions: Array | None = None,
     attention: Attention | None = None,
     backward: bool = False,
 ) -> list[Block]:
-    """The blocks for `tokens`, whose first position is `first`; residuals only for `backward`."""
-    config, params = model.config, model.params
-    table = params["embedding"]
-    xp = array_namespace(table)
-    width = params["layers"]["0"]["attention"]["query"].shape[0] // config.heads
-    positions = xp.arange(first, first + tokens.shape[-1], device=device(tokens))
-    rope = Rope(config.rope_base, config.rope_layout)
-    rotation = Rotation.at(positions, rope, width, compute_dtype(xp, table))
-    options = {"is_causal": True, "query_offset": first, "workers": workers}
+    """The blocks for `tokens`, before which there are `first`; residuals only for `backward`."""
+    config = model.config
+    rotation = _rotation(model, _positions(tokens, first, mask, positions))
+    windows = config.windows or (None,) * len(model.params["layers"])
     blocks = []
-    for k, units in check_ks(model):
+    for i, (k, units) in enumerate(check_ks(model)):
         attend = attention
-        if attend is None and not backward:
-            attend = partial(causal_attention, k=k, workers=workers)
-        heads = Heads(config.heads, config.groups, k, options, rotation, attend=attend)
-        blocks.append(
-            Block(config.norm_eps, heads, Units("silu", units, model.ffn_select, workers))
+        hidden: dict[str, Any] = {"mask": mask, "window": windows[i]}
+        if attention is not None and (mask is not None or windows[i] is not None):
+            attend = partial(attention, **hidden)
+        elif attention is None and not backward:
+            attend = partial(causal_attention, k=k, workers=workers, **hidden)
+        heads = Heads(
+            config.heads,
+            config.groups,
+            k,
+            {"workers": workers, **_options(first, **hidden)},
+            None if i in config.unturned else rotation,
+            attend=attend,
+            norm_eps=config.norm_eps,
         )
+        ffn = Units("silu", units, model.ffn_select, workers)
+        blocks.append(Block(config.norm_eps, heads, ffn))
     return blocks
+
+
+def _positions(tokens: Array, first: int, mask: Array | None, positions: Array | None) -> Array:
+    """Positions (Q,) or (..., Q) of `tokens`, before which there are `first`."""
+    xp, length = array_namespace(tokens), tokens.shape[-1]
+    if mask is not None:
+        if first and mask.shape[-1] != first + length:
+            raise ValueError(
+                f"mask must have {first + length} positions, those of the caches and the tokens, "
+                f"got {mask.shape[-1]}"
+            )
+        check_mask("mask", mask[..., first:], tokens)
+    if positions is not None:
+        if not xp.isdtype(positions.dtype, "integral") or positions.shape[-1:] != (length,):
+            raise ValueError(
+                f"positions must be integers for each of {length} tokens, "
+                f"got shape {tuple(positions.shape)} and dtype {positions.dtype}"
+            )
+        return positions
+    if mask is None:
+        return xp.arange(first, first + length, device=device(tokens))
+    counted = cumulative_sum(xp, xp.astype(mask, xp.int64))[..., first:] - 1
+    return xp.where(counted < 0, xp.zeros_like(counted), counted)
+
+
+def _rotation(model: Llama, positions: Array) -> Rotation:
+    """The angles of positions (Q,), or (..., Q) with axes for the groups and their heads."""
+    config, table = model.config, model.params["embedding"]
+    xp, dtype = array_namespace(positions), compute_dtype(array_namespace(table), table)
+    width = model.params["layers"]["0"]["attention"]["query"].shape[0] // config.heads
+    steps, size = frequencies(config.rope_base, width), 1.0
+    if config.scaling is not None:
+        length = int(xp.max(positions)) + 1
+        steps, size = config.scaling.frequencies(config.rope_base, width, length)
+    if positions.ndim > 1:
+        positions = positions[..., None, None, :]
+    steps = xp.asarray(steps, device=device(positions))
+    angles = xp.astype(positions, xp.float64)[..., None] * steps
+    cosine, sine = (cast(xp, size * part, dtype) for part in (xp.cos(angles), xp.sin(angles)))
+    return Rotation(cosine, sine, config.rope_layout)
 
 
 def forward(
@@ -229,6 +399,8 @@ def forward(
     tokens: Array,
     /,
     *,
+    mask: Array | None = None,
+    positions: Array | None = None,
     attention: Attention | None = None,
     caches: Sequence[KVCache] | None = None,
     workers: int | Executor | None = None,
@@ -241,11 +413,18 @@ def forward(
     model : Llama
         The model.
     tokens : integer array (..., Q)
-        Token ids. The first position is 0, or with `caches` the one after those they hold.
+        Token ids.
+    mask : bool array (..., N), optional
+        False at padding, which no position attends to; all are True by default. N is Q, or with
+        `caches` the number of all positions. Rows at padding are to be ignored.
+    positions : integer array (Q,) or (..., Q), optional
+        The position of each token. By default they count from 0, with `caches` from the number of
+        positions these hold; with a `mask` only positions where it is True are counted.
     attention : callable, optional
         Used in place of the library's causal attention, called once a layer, first layer first,
         with query (..., G, H/G, Q, W) and key and value (..., G, 1, N, W); the queries are the last
-        Q of the N positions.
+        Q of the N positions. Where there is a mask, or the layer has a window, it is also given the
+        options `mask` and `window` of `causal_attention`.
     caches : sequence of KVCache, optional
         One a layer, all of one length. The keys and values of `tokens` are appended, and `tokens`
         attend to all that is there.
@@ -260,10 +439,11 @@ def forward(
     Raises
     ------
     TypeError
-        If the tokens are not integers, or not of the weights' array library, or a k is not an
-        integer.
+        If the tokens are not integers, or not of the weights' array library, the mask is not
+        boolean, or a k is not an integer.
     ValueError
-        If a token is outside the vocabulary, a k is below 1 or does not fit the layers, both
+        If a token is outside the vocabulary, the mask or the positions do not fit the tokens, a k
+        is below 1 or does not fit the layers, both
         `attention` and the model's `attention_k` are given, or the caches do not fit the model or
         each other.
 
@@ -277,7 +457,9 @@ def forward(
             f"attention_k must be None where attention is given, got {model.attention_k}"
         )
     first = 0 if caches is None else _cached_length(caches, len(model.params["layers"]))
-    blocks = _blocks(model, tokens, first, workers, attention=attention)
+    blocks = _blocks(
+        model, tokens, first, workers, mask=mask, positions=positions, attention=attention
+    )
     x, _ = embedding_fwd(tokens, model.params["embedding"])
     x = stack(
         blocks,
@@ -321,6 +503,7 @@ def loss_fwd(
     labels: Array | None = None,
     /,
     *,
+    mask: Array | None = None,
     recompute: bool = False,
     workers: int | Executor | None = None,
 ) -> tuple[Array, LlamaLossResiduals]:
@@ -334,7 +517,10 @@ def loss_fwd(
     tokens : integer array (..., Q)
         Token ids, at least 2.
     labels : integer array (..., Q), optional
-        The token that should stand at each position, by default `tokens`; -100 does not count.
+        The token that should stand at each position; -100 does not count. By default `tokens`,
+        except those at padding or right after it.
+    mask : bool array (..., Q), optional
+        As for `forward`.
     recompute : bool, default False
         Keep the inputs of the blocks only, and compute each block again in the backward pass: a
         third more time, and memory for the residuals of one block.
@@ -359,8 +545,13 @@ def loss_fwd(
     """
     params, eps = model.params, model.config.norm_eps
     check_tokens(params["embedding"], tokens, least=2)
-    labels = tokens if labels is None else labels
-    blocks = _blocks(model, tokens, 0, workers, backward=True)
+    blocks = _blocks(model, tokens, 0, workers, mask=mask, backward=True)
+    if labels is None:
+        labels = tokens
+        if mask is not None:
+            xp = array_namespace(tokens)
+            known = xp.concat([mask[..., :1], mask[..., 1:] & mask[..., :-1]], axis=-1)
+            labels = xp.where(known, tokens, xp.full_like(tokens, IGNORED))
     # 1 x = embedding of the tokens
     # 2 x = blocks(x)
     # 3 hidden = norm(x)
@@ -421,20 +612,28 @@ def _decoder(
     model: Llama, tokens: Array, /, *, mask: Array | None, workers: int | Executor | None
 ) -> Decoder:
     """The model about to continue `tokens`, with caches of the keys and values."""
-    if mask is not None:
-        raise ValueError("mask must be None for a Llama model")
     check_tokens(model.params["embedding"], tokens)
     check_ks(model)
     caches = [KVCache() for _ in model.params["layers"]]
-    pool = lasting(workers)
+    pool, xp, seen = lasting(workers), array_namespace(tokens), mask
+    if mask is not None:
+        check_mask("mask", mask, tokens)
+        if not bool(xp.all(mask[..., -1])):
+            raise ValueError("mask must be True at the last token of each prompt: pad on the left")
 
     def scores(new: Array) -> Array:
+        nonlocal seen
+        options: dict[str, Any] = {"caches": caches}
+        if seen is not None:
+            if len(caches[0]):
+                seen = xp.concat([seen, xp.ones_like(seen[..., -1:])], axis=-1)
+            options["mask"] = seen
         if new.shape[-1] > 1:
-            hidden = forward(model, new, caches=caches, workers=workers)
+            hidden = forward(model, new, workers=workers, **options)
             return logits(model, hidden[..., -1:, :])
         # BLAS's own threads would wait busily for the next product, in the way of ours.
         with Crew(pool):
-            hidden = forward(model, new, caches=caches, workers=pool)
+            hidden = forward(model, new, workers=pool, **options)
             return one_row_linear(hidden, output_layer(model), pool)
 
     return Decoder(tokens, scores, model.config.context - tokens.shape[-1])
@@ -451,8 +650,9 @@ def _guess(model: Llama, tokens: Array, /) -> tuple[NextTokens, Array]:
 
 FAMILY = Family(
     kind=LlamaConfig,
-    types=("llama",),
+    types=tuple(DEFAULTS),
     layout=layout,
+    harmless=HARMLESS,
     check_ks=check_ks,
     loss_fwd=loss_fwd,
     loss_bwd=loss_bwd,

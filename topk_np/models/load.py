@@ -137,8 +137,9 @@ def _read_folder(path: Path, convert: Callable[[Array], Array]) -> Model[Any]:
     folder = path if path.is_dir() else path.parent
     fields = _config(folder)
     check("model_type", fields.get("model_type"), *FAMILIES)
-    tensors = read_checkpoint(path)
-    layout = FAMILIES[fields["model_type"]].layout(fields, tensors)
+    tensors, family = read_checkpoint(path), FAMILIES[fields["model_type"]]
+    layout = family.layout(fields, tensors)
+    fields.refuse_unread(family.harmless)
     return Model(
         layout.config,
         gather(tensors, layout, convert=convert),

@@ -39,7 +39,7 @@ def one_row_ffn(
     def part(units: slice) -> Array:
         own = {name: array[units, ...] for name, array in params.items() if name != "value_bias"}
         h = affine(row, own["keys"], own.get("key_bias"))
-        h = value(affine(row, own["gate"], None)) * h if "gate" in own else value(h)
+        h = value(affine(row, own["gate"], own.get("gate_bias"))) * h if "gate" in own else value(h)
         return affine(h, xp.matrix_transpose(own["values"]), None)
 
     with Crew(check_workers(workers)) as crew:

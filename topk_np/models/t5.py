@@ -99,6 +99,11 @@ Its parameters: ``embedding`` (T, D); ``encoder`` and ``decoder``, each with ``b
 """
 
 
+HARMLESS = {
+    "dropout_rate": "there is no dropout in inference, nor in training here",
+    "n_positions": "positions are relative, so that there is no limit",
+}
+
 # Copies of the embedding, and a table that old checkpoints have and no model uses.
 IGNORED_TENSORS = (
     r"(encoder|decoder)\.embed_tokens\.weight",
@@ -126,6 +131,10 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
     check("feed_forward_proj", activation, *ACTIVATION_NAMES)
     if gated and activation == "gelu":
         activation = "gelu_new"  # as v1.1 means it, whatever its configs say
+    activation = fields.get("dense_act_fn") or activation  # which transformers obeys
+    check("dense_act_fn", activation, *ACTIVATION_NAMES)
+    check("is_gated_act", fields.get("is_gated_act", gated), None, gated)
+    check("is_decoder", fields.get("is_decoder", False), None, False)
     heads, width = fields.number("num_heads"), fields.number("d_model")
     tied = bool(fields.get("tie_word_embeddings", True))
     scaled = fields.get("scale_decoder_outputs", tied)
@@ -543,6 +552,7 @@ FAMILY = Family(
     kind=T5Config,
     types=("t5",),
     layout=layout,
+    harmless=HARMLESS,
     check_ks=check_ks,
     loss_fwd=loss_fwd,
     loss_bwd=loss_bwd,

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from topk_np._namespace import check_choice
+
 CONTROL = 3  # GGUF's token type of markers such as <|endoftext|>
 START, END = "<|im_start|>", "<|im_end|>"  # of a turn, in ChatML
 _NONE = "the model has no tokenizer: its folder has neither tokenizer.json nor spiece.model"
@@ -275,7 +277,9 @@ class PieceTokenizer:
         return [int(i) for i in ids if int(i) < size and not pieces.IsControl(int(i))]
 
 
-def pad(rows: Iterable[np.ndarray], /, *, token: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pad(
+    rows: Iterable[np.ndarray], /, *, token: int = 0, side: str = "right"
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Token ids of several texts as one array, and a mask of the places that hold them.
 
@@ -284,7 +288,9 @@ def pad(rows: Iterable[np.ndarray], /, *, token: int = 0) -> tuple[np.ndarray, n
     rows : iterable of int array (Q,)
         From `Tokenizer.encode`; at least one.
     token : int, default 0
-        The id to put after the shorter ones.
+        The id to fill the shorter ones up with.
+    side : {"right", "left"}
+        Fill them up at the end, or at the beginning as prompts for generation want it.
 
     Returns
     -------
@@ -301,11 +307,13 @@ def pad(rows: Iterable[np.ndarray], /, *, token: int = 0) -> tuple[np.ndarray, n
     array([[5, 6],
            [7, 0]], dtype=int32)
     """
+    check_choice("side", side, ("left", "right"))
     rows = [np.asarray(row) for row in rows]
     if not rows:
         raise ValueError("rows must have at least one row, got none")
     lengths = np.asarray([len(row) for row in rows])
     mask = np.arange(max(1, lengths.max())) < lengths[:, None]
+    mask = mask[:, ::-1] if side == "left" else mask
     tokens = np.full(mask.shape, token, np.int32)
     tokens[mask] = np.concatenate(rows)
     return tokens, mask
