@@ -10,13 +10,23 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import Array
+from topk_np.layers.rope import RopeLayout
 from topk_np.models.family import Fields, Layout, check, gather
 from topk_np.models.llama import Llama, layout
 from topk_np.models.model import Model
-from topk_np.models.tokenizers import ByteBPE
+from topk_np.models.rope_scaling import Factors
+from topk_np.models.tokenizers import LLAMA_BPE, SPLITS, ByteBPE
 
 MOST_VALUES = 2**22  # of a header: some times those of the largest vocabularies
 ENDS = ("<|endoftext|>", "<|im_end|>")  # end a text or a turn, even if a file does not say so
+
+ARCHITECTURES: dict[str, RopeLayout] = {
+    "llama": "interleaved",
+    "qwen2": "half",
+    "qwen3": "half",
+    "smollm3": "interleaved",
+}
+"""The order of rotary pairs by architecture: converters reorder the rows of two of them."""
 
 KEYS = {  # the metadata of a model, by the fields of a config
     "num_attention_heads": "attention.head_count",
@@ -29,30 +39,38 @@ KEYS = {  # the metadata of a model, by the fields of a config
     "head_dim": "attention.key_length",
     "num_hidden_layers": "block_count",
     "vocab_size": "vocab_size",
+    "is_causal": "attention.causal",
 }
+YARN = {
+    "original_max_position_embeddings": "original_context_length",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+FIXED = {  # metadata that this reader knows with one value only
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+}
+HARMLESS = {"rope.scaling.finetuned": "says that the model was trained with the rule"}
 TENSORS = {  # the tensors of a layer, by those of safetensors checkpoints
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-ENDS_OF_NAMES = {
+OTHER_TENSORS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-
-# Metadata that stretch rotary positions, with their values where nothing does.
-PLAIN_ROPE = (
-    ("rope.scaling.type", "none"),
-    ("rope.scaling.factor", 1.0, 0.0),
-    ("rope.scale_linear", 1.0, 0.0),
-)
 
 Metadata = Mapping[str, Any]
 _REQUIRED = object()
@@ -62,7 +80,7 @@ def read_gguf(
     path: str | PathLike[str], /, *, convert: Callable[[Array], Array] = lambda tensor: tensor
 ) -> Llama:
     """
-    Read a Llama model and its tokenizer from a GGUF file, dequantising all weights to float32.
+    Read a Llama, Mistral, Qwen or SmolLM3 model and its tokenizer, dequantised to float32.
 
     Parameters
     ----------
@@ -114,6 +132,8 @@ def _read(path: str | PathLike[str]) -> tuple[Metadata, dict[str, np.ndarray]]:
 
     try:
         reader = Reader(path)
+        if reader.byte_order == "S":
+            raise ValueError("its bytes are in the order of another machine")
         fields = {name: field.contents() for name, field in reader.fields.items()}
         with np.errstate(all="ignore"):  # weights may be any numbers
             tensors = {
@@ -131,38 +151,83 @@ def _read(path: str | PathLike[str]) -> tuple[Metadata, dict[str, np.ndarray]]:
 
 def _layout(metadata: Metadata, tensors: Mapping[str, np.ndarray]) -> Layout:
     """The layout of the config that says the same as the metadata, with the names of the file."""
-    check("general.architecture", metadata.get("general.architecture"), "llama")
-    spelling = {field: f"llama.{key}" for field, key in KEYS.items()}
-    for key, default, *others in PLAIN_ROPE:
-        check(f"llama.{key}", metadata.get(f"llama.{key}", default), default, *others)
-    embedding = tensors.get("token_embd.weight", np.empty((1, 1)))  # `gather` wants it
-    defaults = {
+    kind = metadata.get("general.architecture")
+    check("general.architecture", kind, *ARCHITECTURES)
+    check("split.count", metadata.get("split.count", 0), 0, 1)
+    start = f"{kind}."
+    values = {key.removeprefix(start): metadata[key] for key in metadata if key.startswith(start)}
+    own = Fields(values, "the file", {key: start + key for key in values})
+    given = {field: own[key] for field, key in KEYS.items() if key in own}
+    if kind == "llama" and "attention.sliding_window" in own:
+        kind, given["sliding_window"] = "mistral", own["attention.sliding_window"]
+    fields = Fields(
+        {
+            **_defaults(given, tensors),
+            **given,
+            "model_type": kind,
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "rope_parameters": _rope(own, start),
+        },
+        "the file",
+        {field: start + key for field, key in KEYS.items()},
+    )
+    found = layout(fields, [""] * len(tensors))
+    width = found.sizes["W"]
+    for key in ("rope.dimension_count", "attention.value_length"):
+        check(start + key, own.get(key, width), width)
+    for key, value in FIXED.items():
+        check(start + key, own.get(key, value), value)
+    own.refuse_unread(HARMLESS)
+    config = replace(found.config, rope_layout=ARCHITECTURES[metadata["general.architecture"]])
+    if (factors := tensors.get("rope_freqs.weight")) is not None:
+        check("rope_freqs.weight together with rope scaling", config.scaling, None)
+        check("the shape of rope_freqs.weight", factors.shape, (width // 2,))
+        config = replace(config, scaling=Factors(tuple(map(float, factors))))
+    return found._replace(
+        config=config,
+        names=[name._replace(tensor=_as_stored(name.tensor)) for name in found.names],
+        ignored=(r"rope_freqs\.weight",),
+    )
+
+
+def _defaults(given: Metadata, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields that a file may lack, by the shapes of tensors; `gather` says which are missing."""
+    embedding = tensors.get("token_embd.weight", np.empty((1, 1)))
+    heads, width = given.get("num_attention_heads"), given.get("hidden_size", embedding.shape[-1])
+    fields = {
         "vocab_size": embedding.shape[0],
         "hidden_size": embedding.shape[-1],
         "intermediate_size": tensors.get("blk.0.ffn_up.weight", embedding).shape[0],
         "num_hidden_layers": sum(name.endswith(".attn_q.weight") for name in tensors) or 1,
+        "num_key_value_heads": heads,
     }
-    given = {field: metadata[key] for field, key in spelling.items() if key in metadata}
-    tied = "output.weight" not in tensors
-    fields = {**defaults, **given, "tie_word_embeddings": tied, "model_type": "llama"}
-    found = layout(Fields(fields, "the file", spelling), [""] * len(tensors))
-    width = found.sizes["Q"] // found.config.heads
-    turned = metadata.get("llama.rope.dimension_count", width)
-    check("llama.rope.dimension_count", turned, width)
-    return found._replace(
-        config=replace(found.config, rope_layout="interleaved"),
-        names=[name._replace(tensor=_as_stored(name.tensor)) for name in found.names],
-        ignored=(),
-    )
+    if isinstance(heads, int) and isinstance(width, int) and heads > 0:
+        fields["head_dim"] = width // heads
+    return fields
+
+
+def _rope(own: Fields, start: str) -> dict[str, Any]:
+    """The rule by which rotary positions are stretched, as a config says it."""
+    rule = own.get("rope.scaling.type")
+    check(f"{start}rope.scaling.type", rule, None, "none", "linear", "yarn")
+    factors = [own.get(f"rope.{name}") for name in ("scaling.factor", "scale_linear")]
+    factor = next((factor for factor in factors if factor), 1.0)
+    if rule == "yarn":
+        others = {field: own.get(f"rope.scaling.{key}") for field, key in YARN.items()}
+        return {"rope_type": "yarn", "factor": factor, **others}
+    stretched = rule != "none" and factor != 1.0
+    return {"rope_type": "linear", "factor": factor} if stretched else {}
 
 
 def _as_stored(tensor: str) -> str:
     """The name in GGUF files of a tensor of a safetensors checkpoint."""
-    stem = tensor.removesuffix(".weight")
-    if stem in ENDS_OF_NAMES:
-        return f"{ENDS_OF_NAMES[stem]}.weight"
+    stem, _, kind = tensor.rpartition(".")
+    if stem in OTHER_TENSORS:
+        return f"{OTHER_TENSORS[stem]}.{kind}"
     number, part = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{number}.{TENSORS[part]}.weight"
+    return f"blk.{number}.{TENSORS[part]}.{kind}"
 
 
 def _tokenizer(metadata: Metadata) -> ByteBPE:
@@ -175,15 +240,23 @@ def _tokenizer(metadata: Metadata) -> ByteBPE:
         _items(metadata, "tokenizer.ggml.tokens", str),
         merges,
         kinds=_items(metadata, "tokenizer.ggml.token_type", int),
-        split=_field(metadata, "tokenizer.ggml.pre", str, "default"),
+        split=_split(metadata),
         unknown=_field(metadata, "tokenizer.ggml.unknown_token_id", int, None),
         first=_first(metadata),
     )
 
 
+def _split(metadata: Metadata) -> str:
+    """The rule by which text is cut before merging."""
+    name: str = _field(metadata, "tokenizer.ggml.pre", str, "default")
+    check("tokenizer.ggml.pre", name, *SPLITS)
+    return name
+
+
 def _first(metadata: Metadata) -> int | None:
-    """The token that the file wants before every text."""
-    if metadata.get("tokenizer.ggml.add_bos_token", False) is not True:
+    """The token that the file wants before every text, which some rules imply."""
+    implied = metadata.get("tokenizer.ggml.pre") in LLAMA_BPE
+    if metadata.get("tokenizer.ggml.add_bos_token", implied) is not True:
         return None
     return int(_field(metadata, "tokenizer.ggml.bos_token_id", int))
 

@@ -13,8 +13,25 @@ import numpy as np
 
 from topk_np._namespace import check_choice
 
-CONTROL = 3  # GGUF's token type of markers such as <|endoftext|>
+CONTROL, USER_DEFINED = 3, 4  # GGUF's token types of <|endoftext|> and of <think>, say
 START, END = "<|im_start|>", "<|im_end|>"  # of a turn, in ChatML
+# The rules by which text is cut before merging, as lists of patterns that each cut the pieces of
+# those before, by the names that GGUF files have for them.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_CASELESS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA_BPE = ("llama-bpe", "llama3", "llama-v3")
+"""Names of the rule of Llama 3, under which a piece that is a token is taken as it is."""
+SPLITS = {
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "gpt-2": (_WORDS,),
+    **dict.fromkeys(LLAMA_BPE, (_CASELESS.replace("DIGITS", "1,3"),)),
+    "qwen2": (_CASELESS.replace("{DIGITS}", ""),),
+    "smollm": (r"\p{N}", _WORDS),
+}
+
 _NONE = "the model has no tokenizer: its folder has neither tokenizer.json nor spiece.model"
 
 
@@ -109,10 +126,10 @@ class ByteBPE:
     merges : sequence of (str, str)
         Pairs to merge, first rule first.
     kinds : sequence of int, optional
-        GGUF token types. Tokens of type 3 are markers: matched whole, left out when decoding.
-    split : {"default", "gpt-2", "smollm"}
-        The rule by which text is cut before merging: GPT-2's, for "smollm" with every digit on its
-        own.
+        GGUF token types. Tokens of types 3 and 4 are matched whole; those of type 3 are markers,
+        left out when decoding.
+    split : {"default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "smollm"}
+        The name of the rule by which text is cut before merging, as in GGUF files.
     unknown : int, optional
         The id that stands for bytes the vocabulary lacks; by default such text is an error.
     first : int, optional
@@ -137,17 +154,10 @@ class ByteBPE:
     ) -> None:
         import tokenizers
         from tokenizers import AddedToken, decoders, models, pre_tokenizers
+        from tokenizers.pre_tokenizers import Split
 
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        rules = {
-            "default": byte_level,
-            "gpt-2": byte_level,
-            "smollm": pre_tokenizers.Sequence(
-                [pre_tokenizers.Digits(individual_digits=True), byte_level]
-            ),
-        }
-        if split not in rules:
-            raise ValueError(f"split must be one of {', '.join(rules)}, got {split!r}")
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         ids = {token: i for i, token in enumerate(tokens)}
         for left, right in merges:
             if not {left, right, left + right} <= ids.keys():
@@ -156,16 +166,20 @@ class ByteBPE:
             if own is not None and not 0 <= own < len(tokens):
                 raise ValueError(f"{name} must be the id of one of {len(tokens)} tokens, got {own}")
         unk_token = None if unknown is None else tokens[unknown]
-        model = models.BPE(vocab=ids, merges=list(merges), unk_token=unk_token)
+        model = models.BPE(
+            vocab=ids, merges=list(merges), unk_token=unk_token, ignore_merges=split in LLAMA_BPE
+        )
         tokenizer = tokenizers.Tokenizer(model)
-        tokenizer.pre_tokenizer = rules[split]
+        patterns = [Split(tokenizers.Regex(text), "isolated") for text in SPLITS[split]]
+        bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*patterns, bytewise])
         tokenizer.decoder = decoders.ByteLevel()
+        typed = list(zip(tokens, kinds or (), strict=bool(kinds)))
         tokenizer.add_special_tokens(
-            [
-                AddedToken(token, special=True, normalized=False)
-                for token, kind in zip(tokens, kinds or (), strict=bool(kinds))
-                if kind == CONTROL
-            ]
+            [AddedToken(t, special=True, normalized=False) for t, kind in typed if kind == CONTROL]
+        )
+        tokenizer.add_tokens(
+            [AddedToken(t, normalized=False) for t, kind in typed if kind == USER_DEFINED]
         )
         self._tokenizer = tokenizer
         self._first = [] if first is None else [first]
