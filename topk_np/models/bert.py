@@ -36,6 +36,7 @@ from topk_np.models.model import (
     check_tokens,
     kept_of,
 )
+from topk_np.models.names import BERT
 from topk_np.models.post_norm import PostNormBlock, norm_bwd, norm_fwd
 from topk_np.models.scoring import NextTokens, guesses
 from topk_np.models.sublayers import Heads, Units
@@ -99,25 +100,6 @@ HARMLESS = {
     ),
 }
 
-LAYER = {
-    "attention.query": ("attention.self.query.weight", "D D"),
-    "attention.query_bias": ("attention.self.query.bias", "D"),
-    "attention.key": ("attention.self.key.weight", "D D"),
-    "attention.key_bias": ("attention.self.key.bias", "D"),
-    "attention.value": ("attention.self.value.weight", "D D"),
-    "attention.value_bias": ("attention.self.value.bias", "D"),
-    "attention.out": ("attention.output.dense.weight", "D D"),
-    "attention.out_bias": ("attention.output.dense.bias", "D"),
-    "attention_norm.weight": ("attention.output.LayerNorm.weight", "D"),
-    "attention_norm.bias": ("attention.output.LayerNorm.bias", "D"),
-    "ffn.keys": ("intermediate.dense.weight", "F D"),
-    "ffn.key_bias": ("intermediate.dense.bias", "F"),
-    "ffn.values": ("output.dense.weight", "D F"),
-    "ffn.value_bias": ("output.dense.bias", "D"),
-    "ffn_norm.weight": ("output.LayerNorm.weight", "D"),
-    "ffn_norm.bias": ("output.LayerNorm.bias", "D"),
-}
-
 
 def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
     """
@@ -166,7 +148,7 @@ def _names(fields: Fields, tensors: Collection[str], *, tied: bool) -> list[Name
         *_pair("embedding.norm", f"{prefix}embeddings.LayerNorm", "D"),
     ]
     for i in range(fields.depth("num_hidden_layers", tensors)):
-        for path, (tensor, shape) in LAYER.items():
+        for path, (tensor, shape) in BERT.items():
             full = f"{prefix}encoder.layer.{i}.{tensor}"
             names.append(Name(f"layers.{i}.{path}", full, shape, path == "ffn.values"))
     if any(name.startswith(f"{prefix}pooler.") for name in tensors):

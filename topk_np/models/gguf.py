@@ -14,7 +14,8 @@ from topk_np.layers.rope import RopeLayout
 from topk_np.models.family import Fields, Layout, check, gather
 from topk_np.models.llama import Llama, layout
 from topk_np.models.model import Model
-from topk_np.models.rope_scaling import Factors
+from topk_np.models.names import GGUF_LAYER, GGUF_OTHERS
+from topk_np.models.positions import Factors
 from topk_np.models.tokenizers import LLAMA_BPE, SPLITS, ByteBPE
 
 MOST_VALUES = 2**22  # of a header: some times those of the largest vocabularies
@@ -53,25 +54,6 @@ FIXED = {  # metadata that this reader knows with one value only
     "rope.scaling.yarn_log_multiplier": 0.0,
 }
 HARMLESS = {"rope.scaling.finetuned": "says that the model was trained with the rule"}
-TENSORS = {  # the tensors of a layer, by those of safetensors checkpoints
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-OTHER_TENSORS = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-
 Metadata = Mapping[str, Any]
 _REQUIRED = object()
 
@@ -224,10 +206,10 @@ def _rope(own: Fields, start: str) -> dict[str, Any]:
 def _as_stored(tensor: str) -> str:
     """The name in GGUF files of a tensor of a safetensors checkpoint."""
     stem, _, kind = tensor.rpartition(".")
-    if stem in OTHER_TENSORS:
-        return f"{OTHER_TENSORS[stem]}.{kind}"
+    if stem in GGUF_OTHERS:
+        return f"{GGUF_OTHERS[stem]}.{kind}"
     number, part = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{number}.{TENSORS[part]}.{kind}"
+    return f"blk.{number}.{GGUF_LAYER[part]}.{kind}"
 
 
 def _tokenizer(metadata: Metadata) -> ByteBPE:

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import device
 
 from topk_np import KVCache, array_namespace, dense_attention, topk_attention
-from topk_np._namespace import Array, cast, compute_dtype, cumulative_sum
+from topk_np._namespace import Array, compute_dtype
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
-from topk_np.layers.rope import RopeLayout, Rotation
+from topk_np.layers.rope import Rope, RopeLayout
+from topk_np.models import names
 from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
 from topk_np.models.family import Decoder, Examples, Family, Fields, Layout, Name, check
 from topk_np.models.model import (
@@ -34,7 +34,7 @@ from topk_np.models.model import (
     wants,
 )
 from topk_np.models.one_row import one_row_linear
-from topk_np.models.rope_scaling import Scaling, frequencies, read_rope
+from topk_np.models.positions import Scaling, positions_of, read_rope, rotation_of
 from topk_np.models.scoring import NextTokens, next_tokens
 from topk_np.models.sublayers import CHUNK, Attention, Heads, Units
 from topk_np.models.token_loss import (
@@ -67,7 +67,7 @@ class LlamaConfig:
     context : int
         Longest sequence the model was trained for.
     scaling : Scaling, optional
-        The rule by which rotary positions are stretched: see `topk_np.models.rope_scaling`.
+        The rule by which rotary positions are stretched: see `topk_np.models.positions`.
     windows : tuple of int or None, optional
         For each layer the number of positions that a query sees, itself and those before it; None:
         all. By default all layers see all positions.
@@ -96,49 +96,13 @@ biases, ``query_bias``, ``gate_bias`` and so on, and norms of queries and keys, 
 ``key_norm`` (W,).
 """
 
-NORMS = {  # the tensors of a layer by path, each with its shape
-    "attention_norm": ("input_layernorm.weight", "D"),
-    "ffn_norm": ("post_attention_layernorm.weight", "D"),
-}
-ATTENTION = {
-    "attention.query": ("self_attn.q_proj.weight", "Q D"),
-    "attention.key": ("self_attn.k_proj.weight", "K D"),
-    "attention.value": ("self_attn.v_proj.weight", "K D"),
-    "attention.out": ("self_attn.o_proj.weight", "D Q"),
-}
-FFN = {
-    "ffn.gate": ("mlp.gate_proj.weight", "F D"),
-    "ffn.keys": ("mlp.up_proj.weight", "F D"),
-    "ffn.values": ("mlp.down_proj.weight", "D F"),
-}
-INPUT_BIASES = {
-    "attention.query_bias": ("self_attn.q_proj.bias", "Q"),
-    "attention.key_bias": ("self_attn.k_proj.bias", "K"),
-    "attention.value_bias": ("self_attn.v_proj.bias", "K"),
-}
-OUTPUT_BIAS = {"attention.out_bias": ("self_attn.o_proj.bias", "D")}
-FFN_BIASES = {
-    "ffn.gate_bias": ("mlp.gate_proj.bias", "F"),
-    "ffn.key_bias": ("mlp.up_proj.bias", "F"),
-    "ffn.value_bias": ("mlp.down_proj.bias", "D"),
-}
-HEAD_NORMS = {
-    "attention.query_norm": ("self_attn.q_norm.weight", "W"),
-    "attention.key_norm": ("self_attn.k_norm.weight", "W"),
-}
-
 DEFAULTS: dict[str, dict[str, Any]] = {  # of fields that a config may lack, by model_type
     "llama": {},
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
-    "qwen3": {
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-    },
     "smollm3": {"num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True},
 }
+DEFAULTS["qwen3"] = DEFAULTS["qwen2"] | {"head_dim": 128}
 HARMLESS = {
     "attention_dropout": "there is no dropout in inference, nor in training here",
     "pretraining_tp": "says how matrices were split in training; the products are the same",
@@ -182,7 +146,7 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
             windows=_windows(kind, fields, depth, unturned),
             unturned=unturned,
         ),
-        names(tensors, depth, tied=tied, layer=_layer(kind, fields)),
+        tensor_names(tensors, depth, tied=tied, layer=_layer(kind, fields)),
         sizes={
             "T": fields.number("vocab_size"),
             "D": width,
@@ -198,14 +162,14 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
 
 def _layer(kind: str, fields: Fields) -> dict[str, tuple[str, str]]:
     """The tensors of a layer."""
-    layer = {**NORMS, **ATTENTION, **FFN}
+    layer = dict(names.LLAMA)
     if kind == "qwen2":
-        layer |= INPUT_BIASES
+        layer |= names.LLAMA_INPUT_BIASES
     elif kind != "mistral" and fields.flag("attention_bias", False):
-        layer |= {**INPUT_BIASES, **OUTPUT_BIAS}
+        layer |= {**names.LLAMA_INPUT_BIASES, **names.LLAMA_OUTPUT_BIAS}
     if kind in ("llama", "smollm3") and fields.flag("mlp_bias", False):
-        layer |= FFN_BIASES
-    return {**layer, **HEAD_NORMS} if kind == "qwen3" else layer
+        layer |= names.LLAMA_FFN_BIASES
+    return {**layer, **names.LLAMA_HEAD_NORMS} if kind == "qwen3" else layer
 
 
 def _unturned(kind: str, fields: Fields, depth: int) -> tuple[int, ...]:
@@ -250,19 +214,19 @@ def _windows(
     return windows if any(windows) else ()
 
 
-def names(
+def tensor_names(
     tensors: Collection[str],
     depth: int,
     /,
     *,
     tied: bool,
-    layer: Mapping[str, tuple[str, str]] | None = None,
+    layer: Mapping[str, tuple[str, str]] = names.LLAMA,
 ) -> list[Name]:
     """The tensor of each parameter; a model without a head has no prefix before its names."""
     prefix = "" if "embed_tokens.weight" in tensors else "model."
     found = [Name("embedding", f"{prefix}embed_tokens.weight", "T D")]
     for i in range(depth):
-        for path, (tensor, shape) in (layer or {**NORMS, **ATTENTION, **FFN}).items():
+        for path, (tensor, shape) in layer.items():
             full = f"{prefix}layers.{i}.{tensor}"
             found.append(Name(f"layers.{i}.{path}", full, shape, path == "ffn.values"))
     found.append(Name("norm", f"{prefix}norm.weight", "D"))
@@ -329,8 +293,14 @@ def _blocks(
     backward: bool = False,
 ) -> list[Block]:
     """The blocks for `tokens`, before which there are `first`; residuals only for `backward`."""
-    config = model.config
-    rotation = _rotation(model, _positions(tokens, first, mask, positions))
+    config, table = model.config, model.params["embedding"]
+    rotation = rotation_of(
+        positions_of(tokens, first, mask, positions),
+        Rope(config.rope_base, config.rope_layout),
+        config.scaling,
+        model.params["layers"]["0"]["attention"]["query"].shape[0] // config.heads,
+        compute_dtype(array_namespace(table), table),
+    )
     windows = config.windows or (None,) * len(model.params["layers"])
     blocks = []
     for i, (k, units) in enumerate(check_ks(model)):
@@ -352,46 +322,6 @@ def _blocks(
         ffn = Units("silu", units, model.ffn_select, workers)
         blocks.append(Block(config.norm_eps, heads, ffn))
     return blocks
-
-
-def _positions(tokens: Array, first: int, mask: Array | None, positions: Array | None) -> Array:
-    """Positions (Q,) or (..., Q) of `tokens`, before which there are `first`."""
-    xp, length = array_namespace(tokens), tokens.shape[-1]
-    if mask is not None:
-        if first and mask.shape[-1] != first + length:
-            raise ValueError(
-                f"mask must have {first + length} positions, those of the caches and the tokens, "
-                f"got {mask.shape[-1]}"
-            )
-        check_mask("mask", mask[..., first:], tokens)
-    if positions is not None:
-        if not xp.isdtype(positions.dtype, "integral") or positions.shape[-1:] != (length,):
-            raise ValueError(
-                f"positions must be integers for each of {length} tokens, "
-                f"got shape {tuple(positions.shape)} and dtype {positions.dtype}"
-            )
-        return positions
-    if mask is None:
-        return xp.arange(first, first + length, device=device(tokens))
-    counted = cumulative_sum(xp, xp.astype(mask, xp.int64))[..., first:] - 1
-    return xp.where(counted < 0, xp.zeros_like(counted), counted)
-
-
-def _rotation(model: Llama, positions: Array) -> Rotation:
-    """The angles of positions (Q,), or (..., Q) with axes for the groups and their heads."""
-    config, table = model.config, model.params["embedding"]
-    xp, dtype = array_namespace(positions), compute_dtype(array_namespace(table), table)
-    width = model.params["layers"]["0"]["attention"]["query"].shape[0] // config.heads
-    steps, size = frequencies(config.rope_base, width), 1.0
-    if config.scaling is not None:
-        length = int(xp.max(positions)) + 1
-        steps, size = config.scaling.frequencies(config.rope_base, width, length)
-    if positions.ndim > 1:
-        positions = positions[..., None, None, :]
-    steps = xp.asarray(steps, device=device(positions))
-    angles = xp.astype(positions, xp.float64)[..., None] * steps
-    cosine, sine = (cast(xp, size * part, dtype) for part in (xp.cos(angles), xp.sin(angles)))
-    return Rotation(cosine, sine, config.rope_layout)
 
 
 def forward(

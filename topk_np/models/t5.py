@@ -41,6 +41,7 @@ from topk_np.models.model import (
     output_layer,
     per_layer,
 )
+from topk_np.models.names import T5_ATTENTION
 from topk_np.models.scoring import NextTokens, guesses
 from topk_np.models.sublayers import Heads, Units
 from topk_np.models.token_loss import (
@@ -109,12 +110,6 @@ IGNORED_TENSORS = (
     r"(encoder|decoder)\.embed_tokens\.weight",
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
 )
-PROJECTIONS = {
-    "query": ("q", "Q D"),
-    "key": ("k", "Q D"),
-    "value": ("v", "Q D"),
-    "out": ("o", "D Q"),
-}
 
 
 def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
@@ -189,7 +184,7 @@ def _layer(path: str, tensor: str, part: str, *, gated: bool) -> list[Name]:
         names.append(Name(f"{path}.{ours}_norm", f"{tensor}.{i}.layer_norm.weight", "D"))
         names += [
             Name(f"{path}.{ours}.{name}", f"{tensor}.{i}.{theirs}.{letter}.weight", shape)
-            for name, (letter, shape) in PROJECTIONS.items()
+            for name, (letter, shape) in T5_ATTENTION.items()
         ]
     last = f"{tensor}.{len(attentions)}"
     names.append(Name(f"{path}.ffn_norm", f"{last}.layer_norm.weight", "D"))

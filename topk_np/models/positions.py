@@ -1,7 +1,7 @@
 """
-Frequencies of rotary positions, and the rules by which they are stretched to longer contexts.
+Positions of tokens, the angles that they turn features by, and the rules that stretch positions.
 
-Shapes: W features of a head, in W/2 pairs.
+Shapes: Q tokens, W features of a head, in W/2 pairs.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from array_api_compat import device
 
+from topk_np._namespace import Array, array_namespace, cast, cumulative_sum
+from topk_np.layers.rope import Rope, Rotation
 from topk_np.models.family import Fields, check
+from topk_np.models.model import check_mask
 
 
 class Scaling(Protocol):
@@ -33,6 +37,29 @@ class Scaling(Protocol):
             One more than the largest position of the call.
         """
         ...
+
+
+def positions_of(tokens: Array, first: int, mask: Array | None, positions: Array | None) -> Array:
+    """Positions (Q,) or (..., Q) of `tokens`, before which there are `first`."""
+    xp, length = array_namespace(tokens), tokens.shape[-1]
+    if mask is not None:
+        if first and mask.shape[-1] != first + length:
+            raise ValueError(
+                f"mask must have {first + length} positions, those of the caches and the tokens, "
+                f"got {mask.shape[-1]}"
+            )
+        check_mask("mask", mask[..., first:], tokens)
+    if positions is not None:
+        if not xp.isdtype(positions.dtype, "integral") or positions.shape[-1:] != (length,):
+            raise ValueError(
+                f"positions must be integers for each of {length} tokens, "
+                f"got shape {tuple(positions.shape)} and dtype {positions.dtype}"
+            )
+        return positions
+    if mask is None:
+        return xp.arange(first, first + length, device=device(tokens))
+    counted = cumulative_sum(xp, xp.astype(mask, xp.int64))[..., first:] - 1
+    return xp.where(counted < 0, xp.zeros_like(counted), counted)
 
 
 def frequencies(base: float, width: int) -> np.ndarray:
@@ -126,6 +153,23 @@ class Yarn:
     def _pair(self, turns: float, base: float, width: int) -> float:
         """The number of the pair that turns so often within `original`."""
         return width * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+
+def rotation_of(
+    positions: Array, rope: Rope, scaling: Scaling | None, width: int, dtype: Any
+) -> Rotation:
+    """The angles of positions (Q,), or (..., Q) with axes for the groups and their heads."""
+    xp = array_namespace(positions)
+    steps, size = frequencies(rope.base, width), 1.0
+    if scaling is not None:
+        length = int(xp.max(positions)) + 1
+        steps, size = scaling.frequencies(rope.base, width, length)
+    if positions.ndim > 1:
+        positions = positions[..., None, None, :]
+    steps = xp.asarray(steps, device=device(positions))
+    angles = xp.astype(positions, xp.float64)[..., None] * steps
+    cosine, sine = (cast(xp, size * part, dtype) for part in (xp.cos(angles), xp.sin(angles)))
+    return Rotation(cosine, sine, rope.layout)
 
 
 def read_rope(fields: Fields, /, *, base: float) -> tuple[float, Scaling | None]:
