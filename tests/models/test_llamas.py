@@ -243,6 +243,22 @@ def _without_effect(config: dict[str, Any], name: str) -> bool:
     return name in ("max_window_layers", "no_rope_layer_interval")
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {  # fields of well-known models beyond those of their class
+    "llama": {"is_llama_config": True, "rope_interleaved": False, "rope_scaling": None,
+              "torch_dtype": "bfloat16", "transformers.js_config": {"dtype": "q4"},
+              "unsloth_fixed": True, "max_length": 20, "pruned_heads": {}},
+    "qwen2_5": {"use_mrope": False, "_attn_implementation_autoset": True},
+    "smollm3": {"max_window_layers": 28, "pretraining_tp": 2, "temperature": 0.6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_fields_of_published_configs_are_known(case: str, tmp_path: Path) -> None:
+    found, model = llamas.golden(case), llamas.load(case, tmp_path)
+    llamas.write(tmp_path, {**found["config"], **PUBLISHED[case]}, found["shapes"])
+    assert load_model(tmp_path).config == model.config
+
+
 def test_a_field_that_nobody_knows_is_refused_by_name(tmp_path: Path) -> None:
     found = llamas.golden("qwen3")
     config = {**found["config"], "logit_scale": 0.5, "nothing": None}

@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 from tests.models.golden import DATA, assert_near, expected
 from tests.models.tiny import CONFIG, EXPECTED, TENSORS
 from topk_np.models import llama, load_model
+from topk_np.models.family import HARMLESS
+from topk_np.models.load import FAMILIES
 from topk_np.models.tensors import INDEX, read_checkpoint
 from topk_np.models.tokenizers import pad
 from topk_np.training import flatten
@@ -263,3 +265,34 @@ def test_bert_without_its_prefix_and_head_is_read(tmp_path: Path) -> None:
     assert "head" not in params
     assert params["pooler"]["weight"].dtype == np.float32
     assert expected("bert")["loss"].shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5_relu", "t5_gated_gelu"])
+def test_no_field_of_a_config_is_ignored_in_silence(name: str, tmp_path: Path) -> None:
+    """Another value is refused, or makes another model, or the field is listed as harmless."""
+    config = json.loads((DATA / name / "config.json").read_text())
+    family = FAMILIES[config["model_type"]]
+    shutil.copy(DATA / name / "model.safetensors", tmp_path)
+
+    def load(changes: dict[str, Any]) -> Any:
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        model = load_model(tmp_path)
+        return model.config, flatten(model.params).keys()
+
+    unchanged = load({})
+    for field, value in config.items():
+        if field in HARMLESS or field in family.harmless:
+            continue
+        if isinstance(value, bool):
+            other: Any = not value
+        else:
+            other = "silu" if isinstance(value, str) else (value or 0) + 1
+        if value == "relu" and field == "feed_forward_proj":
+            other = "gated-silu"  # the activation alone is that of dense_act_fn, as in transformers
+        try:
+            changed = load({field: other})
+        except (TypeError, ValueError):
+            continue
+        assert changed != unchanged, field
+    with pytest.raises(ValueError, match=r"does not know: is_causal \(False\)"):
+        load({"is_causal": False})

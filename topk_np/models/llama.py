@@ -105,7 +105,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of fields that a config may lack, by 
 DEFAULTS["qwen3"] = DEFAULTS["qwen2"] | {"head_dim": 128}
 HARMLESS = {
     "attention_dropout": "there is no dropout in inference, nor in training here",
+    "is_llama_config": "says what model_type says",
+    "max_sequence_length": "is what max_position_embeddings is, under an older name",
     "pretraining_tp": "says how matrices were split in training; the products are the same",
+    "transformers.js_config": "is about another library",
 }
 
 
@@ -122,6 +125,8 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
     fields.set_defaults(DEFAULTS[kind])
     check("hidden_act", fields.get("hidden_act", "silu"), "silu")
     check("is_causal", fields.get("is_causal", True), True)
+    for name in ("use_mrope", "rope_interleaved"):
+        check(name, fields.get(name, False), None, False)
     heads = fields.number("num_attention_heads")
     groups = fields.number("num_key_value_heads", heads)
     if heads % groups:
@@ -198,6 +203,7 @@ def _windows(
     if not fields.flag("use_sliding_window", False):
         window = None
     if kind == "smollm3":
+        fields.get("max_window_layers")  # is in its published config, and not in its code
         narrow = [i in unturned for i in range(depth)]
     else:
         narrow = [i >= fields.whole("max_window_layers") for i in range(depth)]
