@@ -342,7 +342,7 @@ def pooled(
     how: Literal["mean", "first", "pooler"] = "mean",
 ) -> Array:
     """
-    One row (..., D) of hidden states (..., Q, D).
+    Reduce hidden states (..., Q, D) to one row (..., D).
 
     Parameters
     ----------
@@ -353,13 +353,13 @@ def pooled(
     mask : bool array (..., Q), optional
         False at padding.
     how : {"mean", "first", "pooler"}
-        The mean over what is not padding, as sentence encoders have it; the first position; or
-        that behind the layer that the model was trained with for it.
+        The mean over all positions but padding, as sentence encoders have it; the first position;
+        or the first position after the layer that the model was trained with for it.
 
     Raises
     ------
     ValueError
-        If the checkpoint has no pooler and that is asked for, or `how` is unknown.
+        If `how` is "pooler" and the checkpoint has none, or `how` is unknown.
     """
     if how != "pooler":
         return pool(hidden, mask=mask, how=how)
@@ -480,7 +480,11 @@ def _head(model: Bert) -> tuple[Array, Array]:
 
 
 def _examples(model: Bert, tokens: np.ndarray, rng: np.random.Generator, /) -> Examples:
-    """Plain text of which some tokens are masked, and these as labels (Devlin et al. 2018)."""
+    """
+    Plain text with some of its tokens masked, and these tokens as labels.
+
+    Devlin et al. 2018, section 3.1, arXiv:1810.04805; all chosen tokens are masked here.
+    """
     if "head" not in model.params:
         raise ValueError(NO_HEAD)
     mask_token = model.tokenizer.encode("[MASK]")

@@ -116,9 +116,10 @@ def generate(
     model : Llama or T5
         The model.
     tokens : integer array (..., Q)
-        The prompt, or several of the same length; for T5 the input of the encoder.
+        The prompt, or several, padded to the same length; for T5 the input of the encoder.
     mask : bool array (..., Q), optional
-        False at padding. All are True by default; only T5 takes another.
+        False at padding, which is on the left of the prompts of a Llama model: see
+        `topk_np.models.tokenizers.pad`. All are True by default.
     count : int, optional
         The largest number of tokens to generate: by default as many as the model's context has room
         for, or 64 for a model without such a limit.

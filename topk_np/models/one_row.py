@@ -1,8 +1,8 @@
 """
-Products of a single row, as decoding has them: bound by memory, each weight is read once.
+Products of a single row, as in decoding, which are bound by memory: each weight is read once.
 
-Threads read parts of a matrix side by side. The parts depend on its shape alone, and are added up
-in order, so that the number of threads changes nothing.
+Threads read parts of a matrix at the same time. The parts depend on its shape alone, and are added
+up in order, so that the number of threads does not change the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from topk_np.models.model import Params
 from topk_np.workers import Crew, check_workers
 
 MOST_PARTS = 2
-LEAST_PART = 2**17  # numbers, below which to share costs more than it saves
+LEAST_PART = 2**17  # numbers; sharing fewer among threads costs more than it saves
 
 
 def one_row_linear(x: Array, weight: Array, workers: int | Executor | None = None, /) -> Array:
@@ -32,7 +32,7 @@ def one_row_linear(x: Array, weight: Array, workers: int | Executor | None = Non
 def one_row_ffn(
     x: Array, params: Params, activation: str, workers: int | Executor | None = None, /
 ) -> Array:
-    """A feed-forward layer over all units of one row (..., 1, D), without a way back."""
+    """A feed-forward layer over all units of one row (..., 1, D), without a backward pass."""
     xp = array_namespace(x)
     value, row = ACTIVATIONS[activation].value, cast(xp, x, compute_dtype(xp, x))
 
@@ -52,7 +52,7 @@ def one_row_ffn(
 
 
 def _parts(matrix: Array) -> Iterator[slice]:
-    """The rows of a matrix that a thread reads at a time."""
+    """The parts of the rows of a matrix, each read by one thread."""
     rows, width = matrix.shape
     most = MOST_PARTS if is_numpy(array_namespace(matrix)) else 1
     parts = max(1, min(most, rows * width // LEAST_PART))

@@ -70,7 +70,7 @@ def frequencies(base: float, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Linear:
-    """Position interpolation: all positions divided by a factor (Chen et al. 2023)."""
+    """Position interpolation, a division by a factor: Chen et al. 2023, arXiv:2306.15595."""
 
     factor: float
 
@@ -125,7 +125,11 @@ class Llama3:
 
 @dataclass(frozen=True)
 class Yarn:
-    """YaRN: low pairs kept, high ones stretched, and longer keys (Peng et al. 2023)."""
+    """
+    YaRN: fast pairs kept, slow ones stretched, and both queries and keys longer.
+
+    Peng et al. 2023, section 3, arXiv:2309.00071.
+    """
 
     factor: float
     original: int
