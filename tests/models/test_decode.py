@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.backends import Backend
+from tests.models.golden import DATA
 from tests.models.test_llama import assert_agrees, model_on
 from tests.models.tiny import EXPECTED, MODEL
 from topk_np import KVCache
-from topk_np.models import llama
+from topk_np.models import llama, load_model
 from topk_np.models.decode import Sampling, generate
 from topk_np.models.llama import forward, logits
 
@@ -171,6 +172,14 @@ def test_options_are_checked_at_the_call(
 def test_the_k_of_a_model_is_checked_at_the_call(ks: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(replace(MODEL, **ks), PROMPT)
+
+
+def test_a_model_that_does_not_write_is_refused() -> None:
+    model = load_model(DATA / "bert")
+    with pytest.raises(
+        ValueError, match="model must be one that writes, got one of the family bert"
+    ):
+        generate(model, TOKENS)
 
 
 def test_tokens_are_checked_at_the_call() -> None:

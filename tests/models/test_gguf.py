@@ -252,6 +252,11 @@ def _metadata(**changes: Any) -> Callable[[Path], object]:
             _metadata(add_rope_scaling_attn_factors=0.5),
             "llama.rope.scaling.attn_factor must be 1.0 for this reader, got 0.5",
         ),
+        (
+            _metadata(add_string=("tokenizer.ggml.eos_token_id", "x")),
+            "tokenizer.ggml.eos_token_id must be int, got str",
+        ),
+        (_metadata(add_token_types=["x"]), "tokenizer.ggml.token_type must be a list of int"),
         (_metadata(add_expert_count=4), r"does not know: llama.expert_count \(4\)"),
         (_metadata(add_causal_attention=False), "is_causal must be True"),
         (_metadata(add_value_length=4), "llama.attention.value_length must be 8"),

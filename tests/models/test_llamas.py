@@ -116,6 +116,28 @@ def test_a_window_hides_what_lies_before_it(folder: Path) -> None:
     assert not np.allclose(hidden[8], changed[8], atol=1e-3)
 
 
+def test_attention_of_ones_own_is_told_of_masks_and_windows(folder: Path) -> None:
+    model, told = llamas.load("smollm3_windows", folder), []
+
+    def attention(query: Any, key: Any, value: Any, **hidden: Any) -> Any:
+        told.append(hidden.get("window"))
+        return llama.causal_attention(query, key, value, k=None, **hidden)
+
+    hidden = llama.forward(model, TOKENS, mask=MASK, attention=attention)
+    assert told == [7, None, 7]
+    assert np.array_equal(hidden, llama.forward(model, TOKENS, mask=MASK))
+    told.clear()
+    llama.forward(model, TOKENS, attention=attention)
+    assert told == [7, None, 7]
+
+
+def test_a_factor_of_yarn_may_follow_from_the_lengths(tmp_path: Path) -> None:
+    found, model = llamas.golden("qwen2_5"), llamas.load("qwen2_5", tmp_path)
+    rope = {**found["config"]["rope_parameters"], "factor": None}  # 64 over 16
+    llamas.write(tmp_path, {**found["config"], "rope_parameters": rope}, found["shapes"])
+    assert load_model(tmp_path).config == model.config
+
+
 def test_positions_can_be_given(folder: Path) -> None:
     model = llamas.load("llama", folder)
     hidden = llama.forward(model, TOKENS)

@@ -137,6 +137,31 @@ def test_wrong_tensors_are_named(tmp_path: Path, change: dict[str, Any], message
             "rope_scaling and rope_parameters must not differ",
         ),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "must be at least 1, got 0"),
+        ({"rope_parameters": {"rope_theta": 0.5}}, "rope_theta must be more than 1, got 0"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 2,
+                    "low_freq_factor": 4,
+                    "high_freq_factor": 4,
+                }
+            },
+            "low_freq_factor must be less than high_freq_factor, 4",
+        ),
+        ({"model_type": "qwen2", "layer_types": []}, "layer_types must have an entry for each"),
+        (
+            {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 2},
+            r"layer_types\[0\] must be 'full_attention' or 'sliding_attention'",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2},
+            "sliding_window must be a number where layer_types has layers with it",
+        ),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias must be False"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias must be False for this reader, got"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers must have a 0 or 1"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, "know: layer_types"),
         ({"hidden_size": None}, "the config has no hidden_size"),
         ({"num_hidden_layers": 3}, "has no tensor model.layers.2"),
         ({"num_key_value_heads": 3}, "the key heads must divide the 4 query heads, got 3"),

@@ -56,7 +56,7 @@ def write_gguf(
     """Write the tiny model as converters do: their tensor names, rotary features interleaved."""
     writer = gguf.GGUFWriter(path, architecture)
     for method, value in (fields() if metadata is None else metadata).items():
-        getattr(writer, method)(value)
+        getattr(writer, method)(*(value if isinstance(value, tuple) else (value,)))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, CONFIG["num_hidden_layers"])
     for name, tensor in TENSORS.items():
         if name.endswith("q_proj.weight"):

@@ -137,7 +137,7 @@ class Adapter:
         return replace(model, params=unflatten(flat))
 
     def keep(self) -> Keep:
-        """Return the option `keep` of `loss_bwd` that gives gradients in the structure of `params`."""
+        """Return the option `keep` of `loss_bwd` for gradients in the structure of `params`."""
         return {path: self._reduce(part) for path, part in self._parts().items()}
 
     def save(self, path: str | os.PathLike[str], /, **about: str) -> None:

@@ -150,11 +150,11 @@ def generate(
     Keys and values are appended to caches and read in place. From the first token on BLAS is held
     to one thread, and our own threads share the large matrices.
     """
-    count = None if count is None else check_integer("count", count, least=0)
-    stops = check_stops(model, stop)
     family = family_of(model)
     if family.decoder is None:
         raise ValueError(f"model must be one that writes, got one of the family {family.types[0]}")
+    count = None if count is None else check_integer("count", count, least=0)
+    stops = check_stops(model, stop)
     decoder = family.decoder(model, tokens, mask=mask, workers=workers)
     if decoder.room is not None and (count is None or count > decoder.room):
         if count is not None:

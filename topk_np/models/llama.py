@@ -170,9 +170,11 @@ def _layer(kind: str, fields: Fields) -> dict[str, tuple[str, str]]:
     layer = dict(names.LLAMA)
     if kind == "qwen2":
         layer |= names.LLAMA_INPUT_BIASES
-    elif kind != "mistral" and fields.flag("attention_bias", False):
+    elif fields.flag("attention_bias", False):
+        check("attention_bias", kind == "mistral", False)
         layer |= {**names.LLAMA_INPUT_BIASES, **names.LLAMA_OUTPUT_BIAS}
-    if kind in ("llama", "smollm3") and fields.flag("mlp_bias", False):
+    if fields.flag("mlp_bias", False):
+        check("mlp_bias", kind not in ("llama", "smollm3"), False)
         layer |= names.LLAMA_FFN_BIASES
     return {**layer, **names.LLAMA_HEAD_NORMS} if kind == "qwen3" else layer
 
