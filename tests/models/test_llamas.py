@@ -131,6 +131,17 @@ def test_attention_of_ones_own_is_told_of_masks_and_windows(folder: Path) -> Non
     assert told == [7, None, 7]
 
 
+def test_stretched_positions_make_room_for_longer_sequences(tmp_path: Path) -> None:
+    for case, context in (
+        ("llama", 64),
+        ("llama_3_1", 64),
+        ("llama_linear", 256),
+        ("llama_dynamic", 30),
+        ("qwen2_5", 64),
+    ):
+        assert llamas.load(case, tmp_path).config.context == context, case
+
+
 def test_a_factor_of_yarn_may_follow_from_the_lengths(tmp_path: Path) -> None:
     found, model = llamas.golden("qwen2_5"), llamas.load("qwen2_5", tmp_path)
     rope = {**found["config"]["rope_parameters"], "factor": None}  # 64 over 16

@@ -65,7 +65,7 @@ class LlamaConfig:
         The two features that form a rotated pair: i and i + W/2 (safetensors checkpoints), or
         2i and 2i + 1 (GGUF files).
     context : int
-        Longest sequence the model was trained for.
+        Longest sequence that the model is meant for.
     scaling : Scaling, optional
         The rule by which rotary positions are stretched: see `topk_np.models.positions`.
     windows : tuple of int or None, optional
@@ -139,6 +139,7 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
     depth = fields.depth("num_hidden_layers", tensors)
     unturned = _unturned(kind, fields, depth)
     tied = fields.flag("tie_word_embeddings", False)
+    context = fields.number("max_position_embeddings")
     return Layout(
         LlamaConfig(
             heads=heads,
@@ -146,7 +147,7 @@ def layout(fields: Fields, tensors: Collection[str], /) -> Layout:
             norm_eps=fields.positive("rms_norm_eps"),
             rope_base=base,
             rope_layout="half",
-            context=fields.number("max_position_embeddings"),
+            context=context if scaling is None else scaling.reach(context),
             scaling=scaling,
             windows=_windows(kind, fields, depth, unturned),
             unturned=unturned,

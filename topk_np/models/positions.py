@@ -38,6 +38,10 @@ class Scaling(Protocol):
         """
         ...
 
+    def reach(self, context: int) -> int:
+        """Return the longest sequence, from the one that the config says."""
+        ...
+
 
 def positions_of(tokens: Array, first: int, mask: Array | None, positions: Array | None) -> Array:
     """Positions (Q,) or (..., Q) of `tokens`, before which there are `first`."""
@@ -78,6 +82,10 @@ class Linear:
         """As `Scaling` says."""
         return frequencies(base, width) / self.factor, 1.0
 
+    def reach(self, context: int) -> int:
+        """As `Scaling` says."""
+        return int(context * self.factor)
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -88,6 +96,10 @@ class Factors:
     def frequencies(self, base: float, width: int, length: int) -> tuple[np.ndarray, float]:
         """As `Scaling` says."""
         return frequencies(base, width) / np.asarray(self.factors), 1.0
+
+    def reach(self, context: int) -> int:
+        """As `Scaling` says."""
+        return context
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,10 @@ class Dynamic:
         length = max(length, self.context)
         growth = self.factor * length / self.context - (self.factor - 1)
         return frequencies(base * growth ** (width / (width - 2)), width), 1.0
+
+    def reach(self, context: int) -> int:
+        """As `Scaling` says."""
+        return int(context * self.factor)
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,10 @@ class Llama3:
         turns = self.original * plain / (2 * np.pi)  # within the context of pretraining
         kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
         return plain * (kept + (1 - kept) / self.factor), 1.0
+
+    def reach(self, context: int) -> int:
+        """As `Scaling` says."""
+        return context
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,10 @@ class Yarn:
         stretched = np.clip((np.arange(width // 2) - first) / span, 0, 1)
         plain = frequencies(base, width)
         return plain * (1 - stretched) + plain / self.factor * stretched, self.attention
+
+    def reach(self, context: int) -> int:
+        """As `Scaling` says."""
+        return max(context, int(self.original * self.factor))
 
     def _pair(self, turns: float, base: float, width: int) -> float:
         """The number of the pair that turns so often within `original`."""
