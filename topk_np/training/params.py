@@ -1,4 +1,4 @@
-"""Parameters in files: safetensors, written at once or not at all, and checked when read."""
+"""Parameters in safetensors files, written whole or not at all, and checked when read."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ DTYPES = {
 }
 HASH = "topk_np.sha256"
 WRITER = {"writer": "topk_np"}  # a file that says so must have a hash
-UNKNOWN = "0" * 64  # what stands for the hash while it is computed
+UNKNOWN = "0" * 64  # stands for the hash while it is computed
 
 
 class ParamsError(ValueError):
-    """A file of parameters that is damaged, or not what was asked for; one line says what."""
+    """The error of a file of parameters that is damaged or unexpected, in one line."""
 
 
 def save_params(
@@ -46,8 +46,8 @@ def save_params(
     """
     Save a nested dict of arrays as a safetensors file.
 
-    The file is written beside its place and then moved there: whoever reads it, also after a crash
-    or a full disk, finds the old file or the new one, whole.
+    The file is written next to its place and then moved there, so that a reader finds the old file
+    or the new one, whole, even after a crash or on a full disk.
 
     Parameters
     ----------
@@ -110,28 +110,28 @@ def load_params(
     path : path
         From `save_params`, or any other safetensors file.
     like : nested dict of arrays, optional
-        What is expected: names, shapes and dtypes must agree, and the arrays go to the library and
-        device of these. By default anything is taken, as NumPy arrays.
+        The expected names, shapes and dtypes, and the library and device for the arrays. By default
+        any file is taken, as NumPy arrays.
 
     Returns
     -------
     params : nested dict of arrays
         In the order of `like`, or by name.
     metadata : dict of str to str
-        What `save_params` was given.
+        The metadata that `save_params` was given.
 
     Raises
     ------
     ParamsError
-        If the file is cut off or damaged, was changed since `save_params` wrote it, or is not what
-        `like` expects.
+        If the file is cut off or damaged, was changed since `save_params` wrote it, or does not
+        agree with `like`.
     OSError
         If it cannot be read.
 
     Notes
     -----
-    Holds the file and its arrays at once. Whoever changes a file on purpose can change the hash
-    as well: it is there to find damage.
+    Holds the file and its arrays at once. The hash finds damage, not forgery, since it can be
+    changed together with the file.
 
     Examples
     --------
@@ -212,7 +212,7 @@ def read_tensors(path: Path, /) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _plain(name: str, array: Array) -> np.ndarray:
-    """An array as safetensors takes it: NumPy's, of one block, and of a dtype that it knows."""
+    """An array as safetensors takes it: NumPy's, contiguous, and of a dtype that it knows."""
     try:
         array_namespace(array)
     except TypeError as error:
@@ -239,7 +239,7 @@ def _check_hash(path: Path, metadata: dict[str, str]) -> None:
 
 
 def _hash_place(data: bytes, digest: str) -> int:
-    """Where the hash lies in a file, -1 if nowhere."""
+    """The place of the hash in a file, -1 if it is not there."""
     key = f'"{HASH}":"'.encode()
     start = data.find(key + digest.encode() + b'"')
     return start if start < 0 else start + len(key)
@@ -267,7 +267,7 @@ def _fit(arrays: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in its place, whole."""
+    """Write a file, whole or not at all."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("xb") as file:
