@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import topk_np
-from topk_np import demo
+from topk_np import demo, fetch
 from topk_np.cli import main
-from topk_np.models import fetch
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

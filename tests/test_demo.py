@@ -15,14 +15,13 @@ from matplotlib.image import imread
 
 from tests.models.tiny import fields, write_gguf
 from tests.test_cli import fails
-from topk_np import workers
+from topk_np import fetch, workers
 from topk_np.cli import main
 from topk_np.demo import experiment, inputs, report
 from topk_np.demo.experiment import PASS_KEY, Row
 from topk_np.experiments import reading
-from topk_np.models import fetch
-from topk_np.models.checkpoint import read_gguf
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.gguf import read_gguf
+from topk_np.models.llama import Llama
 from topk_np.models.scoring import NextTokens
 
 WORDS = "The path of the theme. " * 60

@@ -12,8 +12,7 @@ import pytest
 from topk_np.experiments import passkey, run, texts
 from topk_np.experiments.names import Point
 from topk_np.models import load_model
-from topk_np.models.llama import forward
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.llama import Llama, forward
 from topk_np.models.scoring import NextTokens
 
 

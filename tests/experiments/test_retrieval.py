@@ -14,8 +14,8 @@ from topk_np.cli import main
 from topk_np.experiments import retrieval, run
 from topk_np.experiments.names import ExperimentError, Point
 from topk_np.models import bert, load_model
-from topk_np.models.bert_ends import Bert
-from topk_np.models.tokenizer import NoTokenizer
+from topk_np.models.bert import Bert
+from topk_np.models.tokenizers import NoTokenizer
 
 FOLDER = Path(__file__).parents[1] / "data" / "bert"
 

@@ -186,8 +186,8 @@ def _model(repeats: int, out: Path, machine: Machine) -> None:
     from tqdm import tqdm
 
     from topk_np.bench import model, report
-    from topk_np.models.fetch import FetchError
-    from topk_np.models.named import ModelError
+    from topk_np.fetch import FetchError
+    from topk_np.models.load import ModelError
 
     path = out / "model.json"
     findings: list[model.Finding] = []

@@ -22,9 +22,8 @@ import numpy as np
 from topk_np.bench.measure import Tick, interleave, ratio
 from topk_np.experiments.alone import run_alone
 from topk_np.models.decode import generate
-from topk_np.models.llama import forward, logits
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
+from topk_np.models.llama import Llama, LlamaConfig, forward, logits
+from topk_np.models.load import load_named
 from topk_np.schedule.threads import WorkerTeam
 
 PACKAGED = "smollm2"

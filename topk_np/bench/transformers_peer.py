@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
 
-from topk_np.models.llama_blocks import Llama
-from topk_np.models.llama_names import llama_names
-from topk_np.models.names import scatter
+from topk_np.models import names
+from topk_np.models.family import scatter
+from topk_np.models.llama import Llama, LlamaConfig, tensor_names
+from topk_np.training.trees import flatten
+
+PLAIN = ("heads", "groups", "norm_eps", "rope_base", "rope_layout", "context")
 
 
 class Transformers:
@@ -21,15 +24,23 @@ class Transformers:
         Ours.
     threads : int
         Of PyTorch, in all of the process.
+
+    Raises
+    ------
+    ValueError
+        If the model has more than the first Llama: biases, windows, scaled positions and so on.
     """
 
     def __init__(self, model: Llama, threads: int) -> None:
         torch.set_num_threads(threads)
         params, config = model.params, model.config
         layers = params["layers"]
+        plain = LlamaConfig(*(getattr(config, name) for name in PLAIN))
+        if config != plain or flatten(layers["0"]).keys() != names.LLAMA.keys():
+            raise ValueError("the model must have no more than the first Llama for this comparison")
         tied = "head" not in params
-        self._model = LlamaForCausalLM(
-            LlamaConfig(
+        self._model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
                 vocab_size=params["embedding"].shape[0],
                 hidden_size=params["embedding"].shape[1],
                 intermediate_size=layers["0"]["ffn"]["keys"].shape[0],
@@ -43,8 +54,7 @@ class Transformers:
                 tie_word_embeddings=tied,
             )
         ).eval()
-        names = llama_names([], "safetensors", depth=len(layers), tied=tied)
-        tensors = scatter(params, names)
+        tensors = scatter(params, tensor_names([], len(layers), tied=tied))
         if config.rope_layout == "interleaved":
             for name, tensor in tensors.items():
                 if name.endswith(("q_proj.weight", "k_proj.weight")):

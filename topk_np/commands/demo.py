@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
     from topk_np import demo
-    from topk_np.models.fetch import FetchError
+    from topk_np.fetch import FetchError
 
     try:
         demo.run(**read(options))

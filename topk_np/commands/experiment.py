@@ -44,8 +44,8 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
     from topk_np import experiments
-    from topk_np.models.fetch import FetchError
-    from topk_np.models.named import ModelError
+    from topk_np.fetch import FetchError
+    from topk_np.models.load import ModelError
     from topk_np.tasks import MissingDataError
 
     chosen = read(options)

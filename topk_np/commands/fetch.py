@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
-    from topk_np.models.fetch import FetchError, fetch
+    from topk_np.fetch import FetchError, fetch
 
     try:
         print(fetch(options.weights))

@@ -74,10 +74,10 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
+    from topk_np.fetch import FetchError
     from topk_np.finetuning import command
     from topk_np.models import AdapterError
-    from topk_np.models.fetch import FetchError
-    from topk_np.models.named import ModelError
+    from topk_np.models.load import ModelError
     from topk_np.training import ParamsError
     from topk_np.training.settings import TrainError
 

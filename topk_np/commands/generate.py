@@ -52,8 +52,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
+    from topk_np.fetch import FetchError
     from topk_np.models import command
-    from topk_np.models.fetch import FetchError
 
     try:
         command.run(**read(options))

@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
-    from topk_np.models.named import ModelError
+    from topk_np.models.load import ModelError
     from topk_np.qa import QAError, command
 
     try:

@@ -14,10 +14,9 @@ from topk_np._namespace import Array
 from topk_np.demo.inputs import DemoError
 from topk_np.experiments.prompts import Prompt, hide
 from topk_np.experiments.reading import Watch, mass_of_layer, read
-from topk_np.models.llama import causal_attention
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.llama import Llama, causal_attention
 from topk_np.models.scoring import NextTokens
-from topk_np.models.tokenizer import Tokenizer
+from topk_np.models.tokenizers import Tokenizer
 
 PASS_KEY = "71853"
 PASS_KEY_K = 64  # always among the k that are tried

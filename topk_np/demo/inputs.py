@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from topk_np.experiments.texts import documentation
-from topk_np.models.checkpoint import read_gguf
-from topk_np.models.fetch import fetch
-from topk_np.models.llama_blocks import Llama
+from topk_np.fetch import fetch
+from topk_np.models.gguf import read_gguf
+from topk_np.models.llama import Llama
 
 MOST_CHARACTERS = 64  # read at most so many for each token that is wanted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from topk_np.demo.experiment import FFN_SHARE, PASS_KEY, PASS_KEY_K, Row
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.llama import Llama
 from topk_np.models.sublayers import CHUNK
 
 MEBI = 2**20

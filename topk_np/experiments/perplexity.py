@@ -18,8 +18,8 @@ from topk_np.experiments.reading import mass_of_layer, read
 from topk_np.experiments.settings import describe, with_setting
 from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import SOURCES, digest, sequences
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
+from topk_np.models.llama import Llama, LlamaConfig
+from topk_np.models.load import load_named
 from topk_np.training.plots import COLOURS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topk_np.models.tokenizer import Tokenizer
+from topk_np.models.tokenizers import Tokenizer
 
 LEAST_TEXT = 16  # tokens beside the pass key and its question
 

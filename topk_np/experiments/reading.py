@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from topk_np._namespace import Array
 from topk_np.diagnostics import kept_mass
-from topk_np.models.llama import causal_attention, forward
-from topk_np.models.llama_blocks import Llama, check_ks
+from topk_np.models.llama import Llama, causal_attention, forward
+from topk_np.models.model import check_ks
 from topk_np.models.scoring import NextTokens, next_tokens
 
 Watch = Callable[[Array, Array, Array], object]
@@ -21,9 +22,9 @@ def read(model: Llama, tokens: np.ndarray, watch: Watch, /) -> NextTokens:
     """How well each of (Q,) tokens but the first is foreseen, while somebody watches."""
     ks = iter([k for k, _ in check_ks(model)])
 
-    def attention(query: Array, key: Array, value: Array) -> Array:
+    def attention(query: Array, key: Array, value: Array, **hidden: Any) -> Array:
         watch(query, key, value)
-        return causal_attention(query, key, value, k=next(ks))
+        return causal_attention(query, key, value, k=next(ks), **hidden)
 
     hidden = forward(replace(model, attention_k=None), tokens, attention=attention)
     return next_tokens(model, hidden, tokens)

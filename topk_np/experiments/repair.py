@@ -17,8 +17,8 @@ from topk_np.experiments.texts import digest
 from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.steps import FineTuning, make_adapter, read
 from topk_np.finetuning.texts import Texts, read_texts
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
+from topk_np.models.llama import Llama, LlamaConfig
+from topk_np.models.load import load_named
 from topk_np.schedule.threads import WorkerTeam
 from topk_np.training.records import State
 

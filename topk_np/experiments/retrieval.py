@@ -15,10 +15,9 @@ from topk_np.experiments.settings import describe, with_setting
 from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import digest
 from topk_np.models import bert
-from topk_np.models.bert import BertConfig
-from topk_np.models.bert_ends import Bert
-from topk_np.models.named import load_named
-from topk_np.models.tokenizer import Tokenizer
+from topk_np.models.bert import Bert, BertConfig
+from topk_np.models.load import load_named
+from topk_np.models.tokenizers import Tokenizer
 from topk_np.tasks.reviews import movie_reviews
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from topk_np.experiments.names import Setting
-from topk_np.models.model import Model
-from topk_np.models.per_layer import LayerK
+from topk_np.models.model import LayerK, Model
 
 Config = TypeVar("Config")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from topk_np.experiments.names import ExperimentError
-from topk_np.models.tokenizer import Tokenizer
+from topk_np.models.tokenizers import Tokenizer
 from topk_np.tasks.reviews import movie_reviews
 
 CHARACTERS = 8  # encoded at most for each token that is wanted

@@ -1,4 +1,4 @@
-"""What ``python -m topk_np finetune`` does."""
+"""The command ``python -m topk_np finetune``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.steps import FineTuning, Reading, make_adapter, read
 from topk_np.finetuning.texts import read_texts
 from topk_np.models.adapter import AdapterError
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
+from topk_np.models.load import family_of, load_named
+from topk_np.models.model import Model
 from topk_np.training.folders import choose_folder, make_folder, resumed
 from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
@@ -137,14 +137,15 @@ def run(
 def prepare(settings: Settings, /) -> FineTuning:
     """Load the model and the texts, checked against each other."""
     ks = {"attention_k": settings.attention_k, "ffn_k": settings.ffn_k}
-    model: Llama = load_named(settings.model, LlamaConfig, **ks)
-    if not 2 <= settings.length <= model.config.context:
-        raise TrainError(
-            f"--length must be 2 to {model.config.context} for this model, got {settings.length}"
-        )
+    model = load_named(settings.model, **ks)
+    context = family_of(model).context(model)
+    if settings.length < 2 or (context is not None and settings.length > context):
+        raise TrainError(f"--length must be 2 to {context} for this model, got {settings.length}")
     try:
         texts = read_texts(model.tokenizer, [Path(path) for path in settings.text], settings.length)
-    except ValueError as error:  # a folder without a tokenizer
+        rng = np.random.default_rng(0)
+        family_of(model).examples(model, texts.tests(settings.length), rng)
+    except ValueError as error:  # a folder without a tokenizer, or a model that is not for text
         raise TrainError(str(error)) from error
     try:
         adapter = make_adapter(model, settings)
@@ -157,8 +158,8 @@ def _save(work: FineTuning, state: State, folder: Path) -> None:
     work.trained(state).save(folder / ADAPTER, settings=work.settings.dumps())
 
 
-def _read(model: Llama, tests: np.ndarray, when: str) -> dict[str, Reading]:
-    """How well the held-out text is read with the model's k, and dense."""
+def _read(model: Model[Any], tests: np.ndarray, when: str) -> dict[str, Reading]:
+    """Loss and accuracy on the held-out text with the model's k, and dense."""
     from tqdm import tqdm
 
     ways = {"dense": replace(model, attention_k=None, ffn_k=None)}

@@ -1,19 +1,18 @@
-"""One step of fine-tuning a language model, and how well it reads what was held out."""
+"""One step of fine-tuning a model on text, and the loss and accuracy on held-out text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.texts import Texts
 from topk_np.models.adapter import MATRICES, Adapter
-from topk_np.models.llama import forward, loss_bwd, loss_fwd
-from topk_np.models.llama_blocks import Llama
-from topk_np.models.scoring import next_tokens
+from topk_np.models.load import family_of, loss_bwd, loss_fwd
+from topk_np.models.model import Model
 from topk_np.schedule.threads import WorkerTeam
 from topk_np.training.adamw import adamw
 from topk_np.training.clipping import clip_by_global_norm
@@ -23,8 +22,8 @@ from topk_np.training.schedules import constant
 from topk_np.training.trees import tree_map
 
 
-def make_adapter(model: Llama, settings: Settings) -> Adapter:
-    """What is trained, as it is at first."""
+def make_adapter(model: Model[Any], settings: Settings) -> Adapter:
+    """The weights or updates that are trained, before the first step."""
     if settings.lora is None:
         return Adapter.of_weights(model.params, only=settings.only or ("*",))
     rng, only = np.random.default_rng(settings.seed), settings.only or MATRICES
@@ -33,26 +32,29 @@ def make_adapter(model: Llama, settings: Settings) -> Adapter:
 
 @dataclass(frozen=True, eq=False)
 class FineTuning:
-    """A model, what is trained of it, and on what, as the training loop takes them."""
+    """A model, the part of it that is trained, and texts, as the training loop takes them."""
 
-    model: Llama
+    model: Model[Any]
     adapter: Adapter
     texts: Texts
     settings: Settings
 
     def step(self, state: State) -> tuple[State, Measured]:
-        """The state after a step on the batch that is next."""
+        """The state after a step on the next batch."""
         settings = self.settings
         tokens = self.texts.batch(
             settings.batch, settings.length, seed=settings.seed, step=state.step
         )
-        # 1 weights = those of the model, with what is trained in their place or merged in
-        # 2 loss = how well each token is foreseen
-        # 3 gradients of what is trained, clipped
-        # 4 parameters and moments, moved on
+        rng = np.random.default_rng((settings.seed, state.step, 1))
+        # 1 weights = those of the model, with the trained ones in place or merged in
+        # 2 loss = mean over the tokens to predict
+        # 3 gradients of the trained weights, clipped
+        # 4 parameters and moments after the step
         adapter = self.trained(state)
-        loss, residuals = loss_fwd(adapter.apply(self.model), tokens, recompute=settings.recompute)
-        grads = loss_bwd(residuals, keep=adapter.keep())
+        model = adapter.apply(self.model)
+        data, labels = family_of(model).examples(model, tokens, rng)
+        loss, residuals = loss_fwd(model, *data, recompute=settings.recompute)
+        grads = loss_bwd(model, residuals, keep=adapter.keep())
         del residuals
         grads, norm = clip_by_global_norm(grads, settings.CLIP)
         params, optimiser = adamw(
@@ -63,32 +65,31 @@ class FineTuning:
             weight_decay=settings.WEIGHT_DECAY,
             decays=tree_map(lambda array: array.ndim > 1, state.params),
         )
-        foreseen = settings.batch * (settings.length - 1)
-        measured = Measured(float(loss), foreseen, norm=float(norm))
+        measured = Measured(float(loss), labels, norm=float(norm))
         return state._replace(params=params, optimiser=optimiser), measured
 
     def validate(self, state: State) -> Measured:
-        """How well the held-out text is read."""
+        """Loss and accuracy on the held-out text."""
         found = read(self.tuned(state), self.texts.tests(self.settings.length))
         return Measured(found.loss, found.tokens, found.accuracy)
 
     def trained(self, state: State) -> Adapter:
-        """What is trained, as it is by now."""
+        """The trained weights or updates in a state."""
         return replace(self.adapter, params=state.params)
 
-    def tuned(self, state: State) -> Llama:
-        """The model as it is by now."""
+    def tuned(self, state: State) -> Model[Any]:
+        """The model in a state."""
         return self.trained(state).apply(self.model)
 
 
 class Reading(NamedTuple):
-    """How well texts were foreseen."""
+    """Loss and accuracy on texts."""
 
     loss: float
     accuracy: float
     """Of the most probable next tokens."""
     tokens: int
-    """That were foreseen."""
+    """The number of tokens that were predicted."""
 
     @property
     def perplexity(self) -> float:
@@ -96,13 +97,17 @@ class Reading(NamedTuple):
         return float(np.exp(self.loss))
 
 
-def read(model: Llama, texts: np.ndarray, tick: Callable[[], object] = lambda: None, /) -> Reading:
+def read(
+    model: Model[Any], texts: np.ndarray, tick: Callable[[], object] = lambda: None, /
+) -> Reading:
     """Read texts (., Q) one by one; `tick` is called after each."""
-    losses, hits = [], []
+    family, losses, hits, count = family_of(model), [], [], 0
     with WorkerTeam(1):  # see `train`
-        for tokens in texts:
-            seen = next_tokens(model, forward(model, tokens), tokens)
+        for i, tokens in enumerate(texts):
+            data, labels = family.examples(model, tokens, np.random.default_rng(i))
+            seen, right = family.guess(model, *data)
             losses.append(np.mean(seen.loss, dtype=np.float64))
-            hits.append(np.mean(seen.best == tokens[1:]))
+            hits.append(np.mean(seen.best == right))
+            count += labels
             tick()
-    return Reading(float(np.mean(losses)), float(np.mean(hits)), texts[:, 1:].size)
+    return Reading(float(np.mean(losses)), float(np.mean(hits)), count)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from topk_np.models.tokenizer import Tokenizer
+from topk_np.models.tokenizers import Tokenizer
 from topk_np.training.settings import TrainError
 
 HELD_OUT = 0.1  # of all characters, at least

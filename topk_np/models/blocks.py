@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from topk_np import KVCache, MultiheadGrads, multihead_attention_bwd
 from topk_np._namespace import Array
-from topk_np.layers import feed_forward_bwd, rms_norm_bwd, rms_norm_fwd
-from topk_np.models.keep import Keep, kept_of
-from topk_np.models.model import Params
+from topk_np.layers import rms_norm_bwd, rms_norm_fwd
+from topk_np.models.model import Keep, Params, kept_of
 from topk_np.models.sublayers import Heads, Units, attention_fwd, ffn_fwd
 from topk_np.models.token_loss import add
+from topk_np.models.variants import ffn_bwd
 
 
 class BlockGrads(NamedTuple):
@@ -81,7 +81,7 @@ class Block:
         layer: Params = {}
         # 3
         norm, part = residuals["ffn"]
-        dnormed, layer["ffn"] = feed_forward_bwd(part, dx)
+        dnormed, layer["ffn"] = ffn_bwd(part, dx)
         dx = _norm_bwd(norm, dnormed, dx, "ffn_norm", layer)
         # 2
         dcontext = None

@@ -8,20 +8,20 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from topk_np import KVCache, MultiheadWeights, dense_attention_fwd, topk_attention_fwd
+from topk_np import KVCache, dense_attention_fwd, topk_attention_fwd
 from topk_np._namespace import Array
 from topk_np.layers import feed_forward_fwd
 from topk_np.layers.affine import affine
 from topk_np.layers.heads import merge_heads, split_heads
 from topk_np.layers.multihead import MultiheadResiduals
-from topk_np.layers.projections import Projections
 from topk_np.layers.rope import Rotation
 from topk_np.models.model import Params
 from topk_np.models.one_row import one_row_ffn
+from topk_np.models.variants import GateBiased, projected, with_gate_bias
 
 CHUNK = 256  # positions at a time of dense attention and dense feed-forward layers
 
-Attention = Callable[[Array, Array, Array], Array]
+Attention = Callable[..., Array]
 """(query, key, value) of grouped heads -> out."""
 
 
@@ -38,6 +38,8 @@ class Heads:
     bias_shape: tuple[int, ...] = ()
     attend: Attention | None = None
     """Used in place of the library's attention; there is no way back."""
+    norm_eps: float = 0.0
+    """Of the norms of queries and keys, where the weights have such."""
 
     def __call__(self, query: Array, key: Array, value: Array) -> tuple[Array, Any]:
         """Attention over query (..., G, H/G, Q, W), key and value (..., G, 1, N, W)."""
@@ -56,28 +58,29 @@ def attention_fwd(
     /,
     *,
     cache: KVCache | None = None,
-) -> tuple[Array, MultiheadResiduals]:
+) -> tuple[Array, MultiheadResiduals | None]:
     """
     Project, turn by position, attend in groups of heads, and project back.
 
     With a cache, the keys and values of x are appended, and x attends to all that is there; a
     `context` only fills an empty cache. `multihead_attention_bwd` goes back, without a cache.
     """
-    weights = MultiheadWeights(**params)
-    inputs = Projections(x, weights, context, how.heads, how.groups, how.rotation, how.rotation)
     if cache is not None and context is not None and len(cache):
-        rows = affine(x, weights.query, weights.query_bias)
+        rows = affine(x, params["query"], params.get("query_bias"))
         query = split_heads(rows, how.heads, groups=how.groups)
+        out, _ = how(query, cache.key, cache.value)
+        attended = merge_heads(out, grouped=True)
+        return affine(attended, params["out"], params.get("out_bias")), None
+    inputs, (query, key, value) = projected(
+        x, params, context, how.heads, how.groups, how.rotation, how.norm_eps
+    )
+    if cache is not None:
+        cache.append(key, value)
         key, value = cache.key, cache.value
-    else:
-        query, key, value = inputs.project()
-        if cache is not None:
-            cache.append(key, value)
-            key, value = cache.key, cache.value
     out, kept = how(query, key, value)
     attended = merge_heads(out, grouped=True)
     residuals = MultiheadResiduals(inputs, kept, attended, how.bias_shape)
-    return affine(attended, weights.out, weights.out_bias), residuals
+    return affine(attended, params["out"], params.get("out_bias")), residuals
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,14 @@ def ffn_fwd(
 ) -> tuple[Array, Any]:
     """All units, or the k best, and what `feed_forward_bwd` needs: None where `decoding`."""
     options: dict[str, Any] = {"activation": how.activation, "workers": how.workers}
+    if how.k is None and decoding and math.prod(x.shape[:-1]) == 1:
+        return one_row_ffn(x, params, how.activation, how.workers), None
+    if "gate_bias" in params:
+        out, part = ffn_fwd(*with_gate_bias(x, params), how)
+        return out, GateBiased(part)
     if how.k is not None:
         # Of ReLU's units both rules keep the same, and scores are at hand.
         plain = how.activation == "relu" and "gate" not in params
         select = "score" if plain else how.select
         return feed_forward_fwd(x, params, k=how.k, select=select, **options)
-    if decoding and math.prod(x.shape[:-1]) == 1:
-        return one_row_ffn(x, params, how.activation, how.workers), None
     return feed_forward_fwd(x, params, chunk_size=CHUNK, **options)

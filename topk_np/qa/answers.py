@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from topk_np.models.t5_blocks import T5
+from topk_np.models.t5 import T5
 from topk_np.models.t5_generate import beam_search, generate
 
 SEPARATOR = r" \n "  # between a question and its context: backslash and n

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from topk_np.experiments.settings import describe
 from topk_np.experiments.tables import markdown
-from topk_np.models.named import load_named
-from topk_np.models.t5_blocks import T5, T5Config, check_ks
+from topk_np.models.load import load_named
+from topk_np.models.t5 import T5, T5Config, check_ks
 from topk_np.qa.answers import QAError, answer, prepared
 from topk_np.qa.evaluation import Evaluation, evaluate
 from topk_np.qa.files import Question, read_questions

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import mean
 from time import process_time
 
-from topk_np.models.per_layer import LayerK
-from topk_np.models.t5_blocks import T5
+from topk_np.models.model import LayerK
+from topk_np.models.t5 import T5
 from topk_np.qa.answers import answer, prepared
 from topk_np.qa.files import Question
 from topk_np.qa.scores import exact_match, f1

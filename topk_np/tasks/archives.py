@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from topk_np.models.fetch import cache_folder
+from topk_np.fetch import cache_folder
 from topk_np.tasks.names import MissingDataError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import check_integer
-from topk_np.models.fetch import cache_folder
+from topk_np.fetch import cache_folder
 from topk_np.tasks.baselines import guess_majority
 from topk_np.tasks.examples import Examples, Task
 from topk_np.tasks.idx import read_idx

