@@ -12,13 +12,12 @@ from topk_np.decoding import KVCache
 from topk_np.dense.attention import dense_attention, dense_attention_bwd, dense_attention_fwd
 from topk_np.dense.ffn import dense_ffn, dense_ffn_bwd, dense_ffn_fwd
 from topk_np.ffn import FFNGrads, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
-from topk_np.layers.heads import merge_heads, split_heads
 from topk_np.layers.multihead import (
     multihead_attention,
     multihead_attention_bwd,
     multihead_attention_fwd,
 )
-from topk_np.layers.projections import MultiheadGrads, MultiheadWeights
+from topk_np.layers.projections import MultiheadGrads, MultiheadWeights, merge_heads, split_heads
 from topk_np.layers.rope import Rope, rotary_embedding, rotary_embedding_bwd
 from topk_np.planning import Plan, plan
 from topk_np.relative import ALiBi, T5Bias

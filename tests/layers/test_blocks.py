@@ -22,11 +22,11 @@ from topk_np.layers import (
     encoder_block_bwd,
     encoder_block_fwd,
 )
-from topk_np.layers.ways import WAYS
+from topk_np.layers.attention_kinds import KINDS
 from topk_np.testing import check_vjp
 
 PAIR = pytest.mark.parametrize("decoder", [False, True], ids=["encoder", "decoder"])
-ANY_WAY = pytest.mark.parametrize("attention", list(WAYS))
+ANY_WAY = pytest.mark.parametrize("attention", list(KINDS))
 
 
 def undropped(block: Problem) -> Problem:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import check_choice, check_number
-from topk_np.layers.initial import glorot
-from topk_np.layers.named_norm import NORMS, init_norm
-from topk_np.layers.ways import check_way
+from topk_np.layers.attention_kinds import check_kind
+from topk_np.layers.linear import glorot
+from topk_np.layers.norms import NORMS, init_norm
 
 PROJECTIONS = ("query", "key", "value", "out")
 
@@ -73,7 +73,7 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         """Check names and the rate of dropout; layers check the rest."""
-        check_way(self.attention)
+        check_kind(self.attention)
         check_choice("norm", self.norm, NORMS)
         if not 0 <= check_number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")

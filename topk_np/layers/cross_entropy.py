@@ -26,7 +26,7 @@ from topk_np._namespace import (
 from topk_np.activations import logsumexp
 from topk_np.inputs import check_dout
 from topk_np.kernels import engine
-from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.layers.linear import as_rows, check_residuals
 
 
 @dataclass(frozen=True, eq=False)

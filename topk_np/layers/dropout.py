@@ -21,7 +21,7 @@ from topk_np._namespace import (
 )
 from topk_np.dropout import Dropout, make_dropout, signed, threefry
 from topk_np.inputs import check_dout
-from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.layers.linear import as_rows, check_residuals
 
 DRAWN = 2**14  # random numbers made at once, which fit the cache
 LEVELS = 2**16  # a draw has 16 bits: four of them come from one number of the generator

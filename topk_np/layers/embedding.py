@@ -21,7 +21,7 @@ from topk_np._namespace import (
 )
 from topk_np.inputs import check_dout
 from topk_np.kernels import engine
-from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.layers.linear import as_rows, check_residuals
 
 SCATTERED = 2**22  # entries of a matrix (tokens, T), which some engines make to add up rows
 

@@ -9,7 +9,7 @@ from topk_np._namespace import Array, check_choice
 from topk_np.dense.ffn import DenseFFNResiduals, dense_ffn, dense_ffn_bwd, dense_ffn_fwd
 from topk_np.ffn import FFNGrads, TopKFFNResiduals, topk_ffn, topk_ffn_bwd, topk_ffn_fwd
 from topk_np.inputs import SELECTS
-from topk_np.layers.rows import check_residuals
+from topk_np.layers.linear import check_residuals
 
 
 class FeedForwardGrads(NamedTuple):

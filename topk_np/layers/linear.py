@@ -1,14 +1,24 @@
-"""The linear layer, forward and backward."""
+"""The linear layer, forward and backward, and the rows, checks and weights that layers share."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from topk_np._namespace import Array, array_namespace, cast, check_floats, check_same, plain
+import numpy as np
+
+from topk_np._namespace import (
+    Array,
+    array_namespace,
+    cast,
+    check_floats,
+    check_same,
+    compute_dtype,
+    is_cupy,
+    plain,
+)
 from topk_np.inputs import check_dout
-from topk_np.layers.affine import affine, affine_bwd
-from topk_np.layers.rows import check_residuals, check_vector
 
 
 class LinearGrads(NamedTuple):
@@ -151,3 +161,64 @@ def linear_bwd(residuals: LinearResiduals, dout: Array, /) -> LinearGrads:
     dout = check_dout(x, (*x.shape[:-1], weight.shape[0]), dout)
     dx, dweight, dbias = affine_bwd(x, weight, bias, dout)
     return LinearGrads(cast(array_namespace(x), dx, x.dtype), dweight, dbias)
+
+
+def affine(x: Array, weight: Array, bias: Array | None) -> Array:
+    """``x weightᵀ + bias`` of `x` (..., E), `weight` (F, E), `bias` (F,): (..., F), dtype of x."""
+    xp = array_namespace(x)
+    dtype = compute_dtype(xp, x)
+    # One product of matrices, not one for each leading index.
+    out = as_rows(cast(xp, x, dtype)) @ xp.matrix_transpose(cast(xp, weight, dtype))
+    if bias is not None:
+        out += cast(xp, bias, dtype)
+    return xp.reshape(cast(xp, out, x.dtype), (*x.shape[:-1], weight.shape[0]))
+
+
+def affine_bwd(
+    x: Array, weight: Array, bias: Array | None, dout: Array
+) -> tuple[Array, Array, Array | None]:
+    """
+    Gradients of `affine`: of weight and bias in their dtype, of x in that of computation.
+
+    A row of x without any gradient adds nothing to the weight's, even if it is NaN.
+    """
+    xp = array_namespace(x)
+    dtype = compute_dtype(xp, x)
+    rows, drows = as_rows(cast(xp, x, dtype)), as_rows(cast(xp, dout, dtype))
+    with np.errstate(invalid="ignore"):
+        dweight = xp.matrix_transpose(drows) @ rows
+        # A GPU would have to be waited for.
+        finite = not is_cupy(xp) and bool(xp.isfinite(xp.sum(dweight)))
+    if not finite:
+        used = xp.any(drows != 0, axis=-1, keepdims=True)
+        dweight = xp.matrix_transpose(drows) @ xp.where(used, rows, xp.zeros_like(rows))
+    dbias = None if bias is None else cast(xp, xp.sum(drows, axis=0), x.dtype)
+    dx = xp.reshape(drows @ cast(xp, weight, dtype), x.shape)
+    return dx, cast(xp, dweight, x.dtype), dbias
+
+
+def as_rows(x: Array) -> Array:
+    """`x` (..., D) as a matrix, a row for each leading index."""
+    if x.ndim == 2:
+        return x
+    return array_namespace(x).reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def check_vector(name: str, array: Array | None, like: str, length: int) -> None:
+    """Check that `array`, where it is given, has one axis of the length of `like`."""
+    if array is not None and tuple(array.shape) != (length,):
+        raise ValueError(
+            f"{name} must have shape ({length},), that of {like}, got {tuple(array.shape)}"
+        )
+
+
+def check_residuals(residuals: Any, kind: type, function: str) -> None:
+    """Check that `residuals` are what `function` gave."""
+    if not isinstance(residuals, kind):
+        raise TypeError(f"residuals must come from {function}, got {type(residuals).__name__}")
+
+
+def glorot(rng: np.random.Generator, rows: int, columns: int, /) -> np.ndarray:
+    """A float32 matrix as Glorot and Bengio 2010, equation 16, draw it."""
+    bound = np.sqrt(6 / (rows + columns))
+    return rng.uniform(-bound, bound, (rows, columns)).astype(np.float32)

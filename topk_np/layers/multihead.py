@@ -7,17 +7,23 @@ from typing import Any
 
 from topk_np._namespace import Array, array_namespace, cast, nbytes
 from topk_np.inputs import check_dout
-from topk_np.layers.affine import affine, affine_bwd
-from topk_np.layers.grouping import bias_shape, group_options
-from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.attention_kinds import (
+    AttentionResiduals,
+    attend_bwd,
+    bias_shape,
+    choose_kind,
+    group_options,
+)
+from topk_np.layers.linear import affine, affine_bwd
 from topk_np.layers.projections import (
     MultiheadGrads,
     MultiheadWeights,
     Projections,
     check_multihead,
+    merge_heads,
+    split_heads,
 )
 from topk_np.layers.rope import Rope
-from topk_np.layers.ways import AttentionResiduals, attend_bwd, choose
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +137,7 @@ def multihead_attention(
         x, weights, context, heads, rope, query_positions, key_positions, options
     )
     query, key, value = inputs.project()
-    way, own = choose(attention, k, group_options(options, inputs.heads, inputs.groups))
+    way, own = choose_kind(attention, k, group_options(options, inputs.heads, inputs.groups))
     out = way.attend(query, key, value, **own)
     return affine(merge_heads(out, grouped=True), weights.out, weights.out_bias)
 
@@ -178,7 +184,7 @@ def multihead_attention_fwd(
         x, weights, context, heads, rope, query_positions, key_positions, options
     )
     query, key, value = inputs.project()
-    way, own = choose(attention, k, group_options(options, inputs.heads, inputs.groups))
+    way, own = choose_kind(attention, k, group_options(options, inputs.heads, inputs.groups))
     attended, residuals = way.fwd(query, key, value, **own)
     attended = merge_heads(attended, grouped=True)
     out = affine(attended, weights.out, weights.out_bias)

@@ -24,7 +24,7 @@ from topk_np._namespace import (
     plain,
 )
 from topk_np.inputs import check_dout
-from topk_np.layers.rows import check_residuals
+from topk_np.layers.linear import check_residuals
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,9 @@ from typing import Any
 from topk_np import KVCache, MultiheadWeights, dense_attention_fwd, topk_attention_fwd
 from topk_np._namespace import Array
 from topk_np.layers import feed_forward_fwd
-from topk_np.layers.affine import affine
-from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.linear import affine
 from topk_np.layers.multihead import MultiheadResiduals
-from topk_np.layers.projections import Projections
+from topk_np.layers.projections import Projections, merge_heads, split_heads
 from topk_np.layers.rope import Rotation
 from topk_np.models.model import Params
 from topk_np.models.one_row import one_row_ffn

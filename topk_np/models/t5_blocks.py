@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from topk_np import T5Bias
 from topk_np._namespace import Array
-from topk_np.layers.grouping import bias_shape, group_options
+from topk_np.layers.attention_kinds import bias_shape, group_options
 from topk_np.models.blocks import Block
 from topk_np.models.model import Model
 from topk_np.models.per_layer import LayerK, per_layer

@@ -1,0 +1,139 @@
+"""How heads attend, by name: dense, in chunks of queries, top-k, or with random features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from topk_np._namespace import Array, array_namespace, check_choice
+from topk_np.attention import (
+    TopKAttentionResiduals,
+    topk_attention,
+    topk_attention_bwd,
+    topk_attention_fwd,
+)
+from topk_np.baselines.performer import (
+    PerformerResiduals,
+    performer_attention,
+    performer_attention_bwd,
+    performer_attention_fwd,
+)
+from topk_np.baselines.rfa import (
+    RFAResiduals,
+    rfa_attention,
+    rfa_attention_bwd,
+    rfa_attention_fwd,
+)
+from topk_np.dense.attention import (
+    DenseAttentionResiduals,
+    dense_attention,
+    dense_attention_bwd,
+    dense_attention_fwd,
+)
+from topk_np.relative import ALiBi, T5Bias
+
+CHUNK = 1024  # queries at once in chunked attention, as in the paper
+NO_HEADS = ("query_offset", "query_lengths", "key_lengths")  # one number for all heads of a batch
+
+
+class Kind(NamedTuple):
+    """The two functions that go forward."""
+
+    attend: Callable[..., Array]
+    fwd: Callable[..., tuple[Array, Any]]
+
+
+_DENSE = Kind(dense_attention, dense_attention_fwd)
+KINDS = {
+    "dense": _DENSE,
+    "chunked": _DENSE,
+    "topk": Kind(topk_attention, topk_attention_fwd),
+    "performer": Kind(performer_attention, performer_attention_fwd),
+    "rfa": Kind(rfa_attention, rfa_attention_fwd),
+}
+
+AttentionResiduals = (
+    TopKAttentionResiduals | DenseAttentionResiduals | PerformerResiduals | RFAResiduals
+)
+_BACKWARD: dict[type, Callable[..., Any]] = {
+    TopKAttentionResiduals: topk_attention_bwd,
+    DenseAttentionResiduals: dense_attention_bwd,
+    PerformerResiduals: performer_attention_bwd,
+    RFAResiduals: rfa_attention_bwd,
+}
+
+
+def choose_kind(
+    attention: str | None, k: int | None, options: dict[str, Any], /
+) -> tuple[Kind, dict[str, Any]]:
+    """The functions of a way to attend, by default top-k where keys are ranked, and the options."""
+    ranking = "k" if k is not None else "p" if options.get("p") is not None else None
+    if attention is None:
+        attention = "dense" if ranking is None else "topk"
+    check_kind(attention)
+    if attention == "topk":
+        options = {"k": k, **options}
+    elif ranking is not None:
+        raise ValueError(
+            f"{ranking} must be None with attention={attention!r}, which ranks no keys"
+        )
+    elif attention == "chunked" and all(
+        options.get(name) is None for name in ("chunk_size", "memory_budget")
+    ):
+        options = {**options, "chunk_size": CHUNK}
+    return KINDS[attention], options
+
+
+def check_kind(attention: str) -> None:
+    """Check that this is the name of a way to attend."""
+    check_choice("attention", attention, tuple(KINDS))
+
+
+def attend_bwd(residuals: AttentionResiduals, dout: Array, /) -> Any:
+    """The gradients of any of the ways, with the fields query, key and value."""
+    return _BACKWARD[type(residuals)](residuals, dout)
+
+
+def group_options(options: dict[str, Any], heads: int, groups: int) -> dict[str, Any]:
+    """The options of an attention call, from those of multi-head attention."""
+    if options.get("return_lse", False) is not False:
+        raise TypeError(
+            "return_lse is not an option of multi-head attention, which mixes the heads"
+        )
+    unset = {"p": None, "max_k": None, "return_lse": False}
+    grouped = {
+        name: given for name, given in options.items() if given is not unset.get(name, unset)
+    }
+    for name in ("mask", "bias"):
+        given = grouped.get(name)
+        if isinstance(given, ALiBi):
+            if getattr(given.slopes, "ndim", 0) > 0:
+                grouped[name] = ALiBi(_split("bias.slopes", given.slopes, -1, heads, groups))
+        elif isinstance(given, T5Bias):
+            table = given.table
+            if getattr(table, "ndim", 0) > 1:
+                table = _split("bias.table", table, -1, heads, groups)
+            grouped[name] = replace(given, table=table)
+        elif getattr(given, "ndim", 0) > 2:
+            grouped[name] = _split(name, given, -3, heads, groups)
+    for name in NO_HEADS:
+        if getattr(grouped.get(name), "shape", ()) != ():
+            grouped[name] = grouped[name][..., None, None]
+    return grouped
+
+
+def bias_shape(options: dict[str, Any]) -> tuple[int, ...]:
+    """The shape in which the caller wants the gradient of the bias."""
+    bias = options.get("bias")
+    return tuple(getattr(bias.table if isinstance(bias, T5Bias) else bias, "shape", ()))
+
+
+def _split(name: str, array: Array, axis: int, heads: int, groups: int) -> Array:
+    """`array` with an axis of so many heads, or 1, cut into groups and the heads of a group."""
+    xp, shape = array_namespace(array), tuple(array.shape)
+    place = len(shape) + axis
+    if place < 0 or shape[place] not in (1, heads):
+        raise ValueError(f"{name} must have an axis of the {heads} heads, got shape {shape}")
+    own = (1, 1) if shape[place] == 1 else (groups, heads // groups)
+    return xp.reshape(array, (*shape[:place], *own, *shape[place + 1 :]))
