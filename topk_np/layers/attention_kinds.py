@@ -1,4 +1,4 @@
-"""How heads attend, by name: dense, in chunks of queries, top-k, or with random features."""
+"""The kinds of attention by name: dense, in chunks of queries, top-k, or with random features."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from topk_np.dense.attention import (
 from topk_np.relative import ALiBi, T5Bias
 
 CHUNK = 1024  # queries at once in chunked attention, as in the paper
-NO_HEADS = ("query_offset", "query_lengths", "key_lengths")  # one number for all heads of a batch
+NO_HEADS = ("query_offset", "query_lengths", "key_lengths")  # over batch axes, without heads
 
 
 class Kind(NamedTuple):
-    """The two functions that go forward."""
+    """The two functions of a kind of attention that go forward."""
 
     attend: Callable[..., Array]
     fwd: Callable[..., tuple[Array, Any]]
@@ -67,7 +67,7 @@ _BACKWARD: dict[type, Callable[..., Any]] = {
 def choose_kind(
     attention: str | None, k: int | None, options: dict[str, Any], /
 ) -> tuple[Kind, dict[str, Any]]:
-    """The functions of a way to attend, by default top-k where keys are ranked, and the options."""
+    """The functions of a kind, by default top-k if `k` or `p` is given, and their options."""
     ranking = "k" if k is not None else "p" if options.get("p") is not None else None
     if attention is None:
         attention = "dense" if ranking is None else "topk"
@@ -86,17 +86,17 @@ def choose_kind(
 
 
 def check_kind(attention: str) -> None:
-    """Check that this is the name of a way to attend."""
+    """Check that `attention` is the name of a kind."""
     check_choice("attention", attention, tuple(KINDS))
 
 
 def attend_bwd(residuals: AttentionResiduals, dout: Array, /) -> Any:
-    """The gradients of any of the ways, with the fields query, key and value."""
+    """Gradients of attention of any kind, with the fields query, key and value."""
     return _BACKWARD[type(residuals)](residuals, dout)
 
 
 def group_options(options: dict[str, Any], heads: int, groups: int) -> dict[str, Any]:
-    """The options of an attention call, from those of multi-head attention."""
+    """Turn options over heads (..., H, Q, N) into options over groups (..., G, H/G, Q, N)."""
     if options.get("return_lse", False) is not False:
         raise TypeError(
             "return_lse is not an option of multi-head attention, which mixes the heads"
@@ -111,10 +111,9 @@ def group_options(options: dict[str, Any], heads: int, groups: int) -> dict[str,
             if getattr(given.slopes, "ndim", 0) > 0:
                 grouped[name] = ALiBi(_split("bias.slopes", given.slopes, -1, heads, groups))
         elif isinstance(given, T5Bias):
-            table = given.table
-            if getattr(table, "ndim", 0) > 1:
-                table = _split("bias.table", table, -1, heads, groups)
-            grouped[name] = replace(given, table=table)
+            if getattr(given.table, "ndim", 0) > 1:
+                table = _split("bias.table", given.table, -1, heads, groups)
+                grouped[name] = replace(given, table=table)
         elif getattr(given, "ndim", 0) > 2:
             grouped[name] = _split(name, given, -3, heads, groups)
     for name in NO_HEADS:
@@ -124,13 +123,13 @@ def group_options(options: dict[str, Any], heads: int, groups: int) -> dict[str,
 
 
 def bias_shape(options: dict[str, Any]) -> tuple[int, ...]:
-    """The shape in which the caller wants the gradient of the bias."""
+    """The shape in which the bias was given, and its gradient is returned."""
     bias = options.get("bias")
     return tuple(getattr(bias.table if isinstance(bias, T5Bias) else bias, "shape", ()))
 
 
 def _split(name: str, array: Array, axis: int, heads: int, groups: int) -> Array:
-    """`array` with an axis of so many heads, or 1, cut into groups and the heads of a group."""
+    """Split the axis of the heads, or of length 1, into groups and the heads of a group."""
     xp, shape = array_namespace(array), tuple(array.shape)
     place = len(shape) + axis
     if place < 0 or shape[place] not in (1, heads):
