@@ -18,11 +18,10 @@ from topk_np.models.bert_ends import (
     transform_bwd,
     transform_fwd,
 )
-from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
+from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
 from topk_np.models.keep import Keep, check_keep, kept_of
 from topk_np.models.model import Params
 from topk_np.models.per_layer import per_layer
-from topk_np.models.post_norm import PostNormBlock
 from topk_np.models.sublayers import Heads, Units
 from topk_np.models.token_loss import TokenLossResiduals, token_loss_bwd, token_loss_fwd
 from topk_np.models.tokens import check_mask
@@ -236,17 +235,19 @@ def check_ks(model: Bert, /) -> list[tuple[int | None, int | None]]:
 
 def _blocks(
     model: Bert, tokens: Array, mask: Array | None, workers: int | Executor | None
-) -> list[PostNormBlock]:
+) -> list[Block]:
     config = model.config
     options: dict[str, Any] = {"workers": workers}
     if mask is not None:
         check_mask("mask", mask, tokens)
         options["mask"] = mask[..., None, None, None, :]  # of groups, their heads, and queries
     return [
-        PostNormBlock(
+        Block(
             config.norm_eps,
             Heads(config.heads, config.heads, k, options),
             Units(config.activation, units, model.ffn_select, workers),
+            norm="layer",
+            norm_first=False,
         )
         for k, units in check_ks(model)
     ]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 from topk_np._namespace import Array, array_namespace, cast, compute_dtype
 from topk_np.activations import ACTIVATIONS
 from topk_np.layers import embedding_bwd, embedding_fwd, linear_bwd, linear_fwd
+from topk_np.layers.norms import norm_bwd, norm_fwd
 from topk_np.models.model import Model, Params
-from topk_np.models.post_norm import norm_bwd, norm_fwd
 from topk_np.models.tokens import check_tokens
 
 
@@ -63,7 +63,7 @@ def embed_fwd(model: Bert, tokens: Array, types: Array | None) -> tuple[Array, E
     x, token_rows = embedding_fwd(tokens, params["tokens"])
     type_row, type_rows = embedding_fwd(types, params["types"])
     x = x + params["positions"][:length, :] + type_row
-    x, norm = norm_fwd(x, params["norm"], model.config.norm_eps)
+    x, norm = norm_fwd("layer", x, params["norm"], eps=model.config.norm_eps)
     return x, Embedded(token_rows, type_rows, norm)
 
 
@@ -105,7 +105,8 @@ def transform_fwd(model: Bert, hidden: Array) -> tuple[Array, Transformed]:
     xp = array_namespace(scores)
     raw = cast(xp, scores, compute_dtype(xp, scores))
     weights = ACTIVATIONS[activation].value(raw)
-    x, norm = norm_fwd(cast(xp, weights, scores.dtype), head["norm"], model.config.norm_eps)
+    h = cast(xp, weights, scores.dtype)
+    x, norm = norm_fwd("layer", h, head["norm"], eps=model.config.norm_eps)
     return x, Transformed(dense, raw, weights, activation, norm)
 
 
