@@ -1,8 +1,8 @@
 """
 The trio `f`, `f_fwd`, `f_bwd`: `f` made from `f_fwd`, and a closure made from the other two.
 
-A trio is written from its forward function on: `f_fwd` computes, `f` is `f_fwd` without residuals,
-with the same arguments and a docstring of its own, and `f_bwd` takes the residuals back.
+`f_fwd` returns the output and residuals, from which `f_bwd` computes gradients. `f` is not written
+out: it is `f_fwd` without the residuals, with the same arguments and a docstring of its own.
 """
 
 from __future__ import annotations

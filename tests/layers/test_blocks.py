@@ -82,6 +82,17 @@ def test_recomputation_gives_the_same_bits_and_keeps_nothing(block: Problem) -> 
     assert block.fwd(*block.arrays)[1].nbytes > block.x.nbytes
 
 
+@PAIR
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_way_back_can_be_taken_twice(decoder: bool, recompute: bool) -> None:
+    config = BlockConfig(2, "topk", k=2, dropout=0.5, recompute=recompute)
+    block = problem(config, decoder=decoder, dropout_seed=1)
+    out, residuals = block.fwd(*block.arrays)
+    once, again = block.bwd(residuals, out), block.bwd(residuals, out)
+    for one, other in zip(once, again, strict=True):
+        assert_same_bits(one, other)
+
+
 @ANY_WAY
 @PAIR
 @pytest.mark.parametrize("norm_first", [True, False])

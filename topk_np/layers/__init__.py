@@ -1,4 +1,4 @@
-"""Layers of networks, each a function with its backward: one file a layer."""
+"""Layers of networks and blocks of them, each a function with its backward pass."""
 
 from topk_np.layers.block_config import BlockConfig
 from topk_np.layers.blocks import (

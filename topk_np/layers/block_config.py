@@ -44,7 +44,7 @@ class BlockConfig:
         If True pre-norm, ``x + f(norm(x))`` for each part f of the block; if False post-norm,
         ``norm(x + f(x))``.
     dropout : float, default 0
-        The probability to drop an entry of the output of a part, before it is added to x.
+        Probability of dropping an entry of the output of a part, before it is added to x.
     attention_options, cross_options, ffn_options : mapping
         Further options of self-attention and of attention to a context, such as `rope`, `window`
         and `memory_budget`, and of the feed-forward layer, such as `activation`.

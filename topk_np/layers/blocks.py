@@ -52,7 +52,7 @@ class LayerGrads(NamedTuple):
     params: Any
     context: Array | None = None
     bias: Array | None = None
-    """Of the scores of attention; of a block, that of its first part that has one."""
+    """Of a bias of attention; in a block, of the first part that has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def block_fwd(
     kind: type[Residuals],
     recompute: bool = False,
 ) -> tuple[Array, Residuals | Recomputed]:
-    """Compute the parts of a block one after the other; residuals are of that kind."""
+    """Compute the parts of a block one after the other, and residuals of that kind."""
     out, residuals = x, {}
     for part in parts:
         out, residuals[part.name] = part_fwd(part, out, params)
@@ -158,11 +158,11 @@ def block_bwd(
     kind: type[BlockResiduals] = BlockResiduals,
     function: str = "block_fwd",
 ) -> LayerGrads:
-    """Gradients of `block_fwd`, for residuals of that kind, which come from that function."""
+    """Gradients of `block_fwd`, from residuals that should be of a kind and from a function."""
     kept = residuals.residuals() if isinstance(residuals, Recomputed) else residuals
     check_residuals(kept, kind, function)
     parts = dict(kept.parts)
-    del kept  # what was recomputed is let go of part by part
+    del kept  # recomputed residuals are freed part by part
     params: dict[str, Any] = {}
     context, bias = None, None
     while parts:
@@ -266,9 +266,9 @@ def encoder_block() -> Array:
     Raises
     ------
     TypeError
-        If `config` is not a `BlockConfig`, or as the layers raise it.
+        If `config` is not a `BlockConfig`, or one of the layers raises it.
     ValueError
-        If a name is missing in `params`, or as the layers raise it.
+        If a name is missing in `params`, or one of the layers raises it.
 
     See Also
     --------
@@ -421,9 +421,9 @@ def decoder_block() -> Array:
     Raises
     ------
     TypeError
-        If `config` is not a `BlockConfig`, or as the layers raise it.
+        If `config` is not a `BlockConfig`, or one of the layers raises it.
     ValueError
-        If a name is missing in `params`, or as the layers raise it.
+        If a name is missing in `params`, or one of the layers raises it.
 
     See Also
     --------
@@ -491,7 +491,7 @@ def decoder_block_bwd(
 
 
 def _parts(config: BlockConfig, seed: int | None, **attention: Layer) -> list[Part]:
-    """Parts with attention of one or two kinds, and last the feed-forward layer."""
+    """The parts of a block: one or two kinds of attention, then the feed-forward layer."""
     norm = Layer(partial(norm_fwd, config.norm), norm_bwd)
     ffn = Layer(partial(feed_forward_fwd, k=config.ffn_k, **config.ffn_options), feed_forward_bwd)
     parts = []

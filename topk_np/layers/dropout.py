@@ -78,7 +78,7 @@ def dropout() -> Array:
     x : array (..., D)
         float16, bfloat16, float32 or float64; half precision is computed in float32.
     rate : float
-        The probability to drop an entry, at least 0 and below 1, rounded to a multiple of 2^-16.
+        Probability of dropping an entry, at least 0 and below 1, rounded to a multiple of 2^-16.
     seed : int
         From 0 to 2^64 - 1. Only the seed and the position of an entry decide whether it is dropped:
         give each layer and step a seed of its own, made by `fold_seed`.
