@@ -70,24 +70,29 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class PartResiduals:
-    """Residuals of a part: those of each layer in it."""
+    """Residuals of a part: those of its norm, of dropout, and of the sublayer."""
 
-    part: Part = field(repr=False)
+    how: Part = field(repr=False)
     norm: Any
     dropout: DropoutResiduals | None
-    sublayer: Any
+    """None where nothing is dropped."""
+    part: Any
+    """Those of the sublayer."""
 
     @property
     def nbytes(self) -> int:
         """Bytes kept beyond x: those of the norm and the sublayer, and one array like x."""
-        return int(self.norm.nbytes + self.sublayer.nbytes) + nbytes(self.norm.x)
+        return int(self.norm.nbytes + self.part.nbytes) + nbytes(self.norm.x)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockResiduals:
-    """Residuals of a block: those of its parts by name."""
+    """Residuals of a block: subclasses have those of each part as fields, in order."""
 
-    parts: dict[str, PartResiduals]
+    @property
+    def parts(self) -> dict[str, PartResiduals]:
+        """The fields by name."""
+        return dict(vars(self))
 
     @property
     def nbytes(self) -> int:
@@ -121,12 +126,12 @@ def part_fwd(part: Part, x: Array, params: Params, /) -> tuple[Array, PartResidu
 def part_bwd(residuals: PartResiduals, dout: Array, /) -> tuple[LayerGrads, Any]:
     """Gradients of `part_fwd`, and those of the parameters of the norm."""
     # 3
-    part, norm = residuals.part, None
+    part, norm = residuals.how, None
     if not part.norm_first:
         dout, norm = part.norm.bwd(residuals.norm, dout)
     # 2
     dmade = dout if residuals.dropout is None else dropout_bwd(residuals.dropout, dout)
-    dx, *others = part.sublayer.bwd(residuals.sublayer, dmade)
+    dx, *others = part.sublayer.bwd(residuals.part, dmade)
     # 1
     if part.norm_first:
         dx, norm = part.norm.bwd(residuals.norm, dx)
@@ -139,7 +144,7 @@ def block_fwd(
     params: Params,
     /,
     *,
-    kind: type[Residuals],
+    kind: Callable[..., Residuals],
     recompute: bool = False,
 ) -> tuple[Array, Residuals | Recomputed]:
     """Compute the parts of a block one after the other, and residuals of that kind."""
@@ -148,7 +153,7 @@ def block_fwd(
         out, residuals[part.name] = part_fwd(part, out, params)
     if recompute:
         return out, Recomputed(block_fwd, (parts, x, params), {"kind": kind})
-    return out, kind(residuals)
+    return out, kind(**residuals)
 
 
 def block_bwd(
@@ -161,7 +166,7 @@ def block_bwd(
     """Gradients of `block_fwd`, from residuals that should be of a kind and from a function."""
     kept = residuals.residuals() if isinstance(residuals, Recomputed) else residuals
     check_residuals(kept, kind, function)
-    parts = dict(kept.parts)
+    parts = kept.parts
     del kept  # recomputed residuals are freed part by part
     params: dict[str, Any] = {}
     context, bias = None, None
@@ -188,8 +193,12 @@ class EncoderBlockGrads(NamedTuple):
     params: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
 class EncoderBlockResiduals(BlockResiduals):
-    """Residuals of an encoder block: those of its parts by name."""
+    """Residuals of an encoder block: those of its two parts."""
+
+    attention: PartResiduals
+    ffn: PartResiduals
 
 
 def encoder_block_fwd(
@@ -341,8 +350,13 @@ class DecoderBlockGrads(NamedTuple):
     params: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
 class DecoderBlockResiduals(BlockResiduals):
-    """Residuals of a decoder block: those of its parts by name."""
+    """Residuals of a decoder block: those of its three parts."""
+
+    attention: PartResiduals
+    cross: PartResiduals
+    ffn: PartResiduals
 
 
 def decoder_block_fwd(

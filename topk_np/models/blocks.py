@@ -12,6 +12,8 @@ from topk_np._namespace import Array
 from topk_np.layers import feed_forward_bwd, rms_norm_bwd, rms_norm_fwd
 from topk_np.layers.blocks import (
     BlockResiduals,
+    DecoderBlockResiduals,
+    EncoderBlockResiduals,
     Layer,
     Part,
     Recomputed,
@@ -64,7 +66,8 @@ class Block:
         ffn = partial(ffn_fwd, how=self.units, decoding=bool(caches))
         sublayers["ffn"] = Layer(ffn, feed_forward_bwd)
         parts = [Part(name, part, norm, self.norm_first) for name, part in sublayers.items()]
-        return block_fwd(parts, x, layer, kind=BlockResiduals, recompute=recompute)
+        kind = EncoderBlockResiduals if self.cross is None else DecoderBlockResiduals
+        return block_fwd(parts, x, layer, kind=kind, recompute=recompute)
 
 
 def _attention(how: Heads, cache: KVCache | None, context: Array | None = None) -> Layer:
