@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from topk_np.commands.options import CommandError, Commands, at_least, rate, read
-from topk_np.layers.ways import WAYS
+from topk_np.layers.attention_kinds import KINDS
 from topk_np.tasks.names import TASKS
 
 
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
         "guesses that need no model, also with other k at test time. Ctrl-C leaves a checkpoint.",
     )
     train.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    train.add_argument("--attention", choices=WAYS, default="dense", help="how it attends (dense)")
+    train.add_argument("--attention", choices=KINDS, default="dense", help="how it attends (dense)")
     for name, least, number, text in (
         ("--k", 1, 16, "keys kept for each query in top-k attention (16)"),
         ("--ffn-k", 1, None, "feed-forward units kept for each token (all)"),

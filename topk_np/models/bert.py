@@ -24,7 +24,8 @@ from topk_np.layers import (
     linear_fwd,
     pool,
 )
-from topk_np.models.blocks import StackResiduals, stack, stack_bwd, stack_fwd
+from topk_np.layers.norms import norm_bwd, norm_fwd
+from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
 from topk_np.models.family import ACTIVATION_NAMES, Examples, Family, Fields, Layout, Name, check
 from topk_np.models.model import (
     Keep,
@@ -37,7 +38,6 @@ from topk_np.models.model import (
     kept_of,
 )
 from topk_np.models.names import BERT
-from topk_np.models.post_norm import PostNormBlock, norm_bwd, norm_fwd
 from topk_np.models.scoring import NextTokens, guesses
 from topk_np.models.sublayers import Heads, Units
 from topk_np.models.token_loss import (
@@ -231,17 +231,19 @@ def forward(
 
 def _blocks(
     model: Bert, tokens: Array, mask: Array | None, workers: int | Executor | None
-) -> list[PostNormBlock]:
+) -> list[Block]:
     config = model.config
     options: dict[str, Any] = {"workers": workers}
     if mask is not None:
         check_mask("mask", mask, tokens)
         options["mask"] = mask[..., None, None, None, :]  # of groups, their heads, and queries
     return [
-        PostNormBlock(
+        Block(
             config.norm_eps,
             Heads(config.heads, config.heads, k, options),
             Units(config.activation, units, model.ffn_select, workers),
+            norm="layer",
+            norm_first=False,
         )
         for k, units in check_ks(model)
     ]
@@ -268,7 +270,7 @@ def _embed_fwd(model: Bert, tokens: Array, types: Array | None) -> tuple[Array, 
     x, token_rows = embedding_fwd(tokens, params["tokens"])
     type_row, type_rows = embedding_fwd(types, params["types"])
     x = x + params["positions"][:length, :] + type_row
-    x, norm = norm_fwd(x, params["norm"], model.config.norm_eps)
+    x, norm = norm_fwd("layer", x, params["norm"], eps=model.config.norm_eps)
     return x, Embedded(token_rows, type_rows, norm)
 
 
@@ -310,7 +312,8 @@ def _transform_fwd(model: Bert, hidden: Array) -> tuple[Array, Transformed]:
     xp = array_namespace(scores)
     raw = cast(xp, scores, compute_dtype(xp, scores))
     weights = ACTIVATIONS[activation].value(raw)
-    x, norm = norm_fwd(cast(xp, weights, scores.dtype), head["norm"], model.config.norm_eps)
+    h = cast(xp, weights, scores.dtype)
+    x, norm = norm_fwd("layer", h, head["norm"], eps=model.config.norm_eps)
     return x, Transformed(dense, raw, weights, activation, norm)
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 
 from topk_np._namespace import Array, array_namespace, cast, compute_dtype, is_numpy
 from topk_np.activations import ACTIVATIONS
-from topk_np.layers.affine import affine
+from topk_np.layers.linear import affine
 from topk_np.models.model import Params
 from topk_np.schedule.plan import slices
 from topk_np.schedule.threads import WorkerTeam, check_workers

@@ -17,7 +17,7 @@ import numpy as np
 from topk_np import KVCache, T5Bias
 from topk_np._namespace import Array, array_namespace
 from topk_np.layers import embedding_bwd, embedding_fwd, linear, rms_norm_bwd, rms_norm_fwd
-from topk_np.layers.grouping import bias_shape, group_options
+from topk_np.layers.attention_kinds import bias_shape, group_options
 from topk_np.models.blocks import Block, StackResiduals, stack, stack_bwd, stack_fwd
 from topk_np.models.family import (
     ACTIVATION_NAMES,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, array_namespace
 from topk_np.layers import cross_entropy_bwd, cross_entropy_fwd, linear, linear_bwd, linear_fwd
-from topk_np.layers.rows import as_rows
+from topk_np.layers.linear import as_rows
 
 IGNORED = -100  # a label that does not count
 MOST_LOGITS = 2**24  # at a time

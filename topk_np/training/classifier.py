@@ -27,8 +27,8 @@ from topk_np.layers import (
     pool_bwd,
     pool_fwd,
 )
-from topk_np.layers.initial import glorot
-from topk_np.layers.named_norm import init_norm, norm_bwd, norm_fwd
+from topk_np.layers.linear import glorot
+from topk_np.layers.norms import init_norm, norm_bwd, norm_fwd
 from topk_np.training.trees import Tree
 
 
