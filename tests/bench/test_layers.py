@@ -11,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from tests.oracles import assert_close
+from topk_np._process import RunFailed
 from topk_np.bench import layers, layers_report
 from topk_np.bench.cases import BenchError
 from topk_np.bench.layers import DENSE, LONGEST_DENSE, METHODS, TOPK, Model, Run
@@ -39,7 +40,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         runs.append((method, length))
         return taken(method, length)
 
-    monkeypatch.setattr(layers, "run_alone", run)
+    monkeypatch.setattr(layers, "try_alone", run)
     return runs
 
 
@@ -85,12 +86,11 @@ def test_all_exact_methods_compute_the_same() -> None:
         assert_close(found[name], found[DENSE], size=100.0)
 
 
-def test_the_process_of_a_run_prints_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    layers.main(json.dumps({"method": TOPK, "length": 20}), model=SMALL)
-    found = json.loads(capsys.readouterr().out)
+def test_a_run_counts_its_parameters() -> None:
+    found = layers.measure(TOPK, 20, model=SMALL)
     params, _ = layers.step(METHODS[TOPK].config(SMALL), SMALL, 2)
-    assert found["parameters"] == sum(a.nbytes for b in params for a in flatten(b).values())
-    assert found.keys() == {"memory", "parameters", "seconds", "cpu_seconds"}
+    assert found.parameters == sum(a.nbytes for b in params for a in flatten(b).values())
+    assert found.seconds > 0
 
 
 def test_dense_methods_stop_where_the_paper_does_and_what_is_done_is_not_run_again(
@@ -114,7 +114,7 @@ def test_what_would_take_too_much_or_fails_is_left_out_with_a_sentence(
     assert notes == [
         f"{name} left out at 4,096: it may take 160 MiB" for name in ("dense-heads", DENSE)
     ]
-    monkeypatch.setattr(layers, "run_alone", lambda *args: "failed: MemoryError")
+    monkeypatch.setattr(layers, "try_alone", lambda *args: "failed: MemoryError")
     first = next(layers.sweep([8], [], NO_LIMITS, print))
     assert first == "dense-heads left out at 8: failed: MemoryError"
 
@@ -162,6 +162,15 @@ def test_a_file_of_another_machine_or_of_something_else_is_refused(tmp_path: Pat
 def test_a_run_alone_is_one_in_a_process_of_its_own(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(layers, "run_process", lambda module, job, limit: f"{module} {job}")
-    said = layers.run_alone(name, 8, 1)
-    assert said == f'topk_np.bench.layers {{"method": "{name}", "length": 8}}'
+    asked = []
+
+    def run_alone(*job: object, limit: float) -> tuple[Run, int]:
+        asked.append((*job, limit))
+        if name != TOPK:
+            raise RunFailed(f"failed: KeyError: {name!r}")
+        return taken(TOPK, 8), 0
+
+    monkeypatch.setattr(layers, "run_alone", run_alone)
+    found = layers.try_alone(name, 8, 1)
+    assert asked == [(layers.measure, name, 8, 1)]
+    assert found == (taken(TOPK, 8) if name == TOPK else "failed: KeyError: 'no such method'")

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from tests.test_cli import fails
+from topk_np._process import markdown
 from topk_np.cli import main
 from topk_np.experiments import names, records, run
 from topk_np.experiments.names import Point, Prepared, Result, Setting, Tick
 from topk_np.experiments.records import Record, load_record, open_record
-from topk_np.experiments.tables import markdown
 
 
 class Squares:

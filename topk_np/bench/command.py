@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from topk_np._process import describe_machine, total_memory
 from topk_np.bench.cases import (
     ATTENTION,
     FFN,
@@ -20,8 +21,7 @@ from topk_np.bench.cases import (
 from topk_np.bench.peers import OURS, PEERS, Peer
 
 if TYPE_CHECKING:
-    from topk_np.bench.machine import Machine
-    from topk_np.bench.measure import Tick
+    from topk_np._process import Machine, Tick
     from topk_np.bench.sweep import Limits, Row
 
 FIGURES, MODEL, LAYERS = "figures", "model", "layers"
@@ -73,13 +73,13 @@ def run(
     _make_folder("--plots", plots)
 
     # Only now, as these take a while to import.
-    from topk_np.bench import machine, report
+    from topk_np.bench import report
     from topk_np.bench.sweep import Limits
 
-    most = machine.total_memory() // 2 if memory_limit is None else memory_limit * 2**20
+    most = total_memory() // 2 if memory_limit is None else memory_limit * 2**20
     usual = TIME_LIMIT_LAYERS if what == LAYERS else TIME_LIMIT
     limits = Limits(usual if time_limit is None else time_limit, most)
-    described = machine.describe_machine()
+    described = describe_machine()
     print(report.heading(described))
     if what == MODEL:
         _model(repeats, out, described)

@@ -8,9 +8,8 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import NamedTuple
 
-from topk_np.bench.alone import run_alone
+from topk_np._process import Tick, interleave, ratio
 from topk_np.bench.cases import BOTH, FORWARD, MODES, Case, attention_case, ffn_case, make_inputs
-from topk_np.bench.measure import Tick, interleave, ratio
 from topk_np.bench.peers import (
     GEMM,
     NUMPY,
@@ -24,6 +23,7 @@ from topk_np.bench.peers import (
     TORCH,
 )
 from topk_np.bench.step import step_case
+from topk_np.bench.sweep import try_alone
 
 MEBI = 2**20
 PATIENCE = 600  # seconds that a run for its memory may take
@@ -156,7 +156,7 @@ def check(figures: Sequence[Figure], repeats: int, tick: Tick) -> Iterator[Outco
 def _check_memory(figure: Figure, tick: Tick) -> Outcome:
     tick(f"{figure.what}: alone")
     case, mode, peer = figure.ours
-    taken = run_alone(PEERS[peer], case, mode, PATIENCE)
+    taken = try_alone(PEERS[peer], case, mode, PATIENCE)
     if isinstance(taken, str):
         return Outcome(figure, missing=taken)
     return Outcome(figure, taken.memory / MEBI, [taken.seconds])

@@ -1,17 +1,15 @@
 """
 The memory of a deep model: 12 blocks forward and backward, with each way to attend.
 
-``python -m topk_np.bench.layers JOB`` is one run in a process of its own. What counts is by how
-much its peak grows once everything is imported. All runs recompute each block in the backward pass,
-and let go of what is no longer needed.
+A run has a process of its own, and its memory is the growth of that process's peak once everything
+is imported. All runs recompute each block in the backward pass, and release what is no longer
+needed.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
@@ -19,8 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from topk_np.bench.alone import peak_memory, run_process
-from topk_np.bench.measure import Tick
+from topk_np._process import RunFailed, Tick, peak_memory, run_alone
 from topk_np.bench.sweep import Limits
 from topk_np.chunking import DEFAULT_MEMORY_BUDGET
 from topk_np.layers import BlockConfig, encoder_block_bwd, encoder_block_fwd
@@ -116,11 +113,12 @@ class Run(NamedTuple):
         return self.memory - 2 * self.parameters
 
 
-def run_alone(method: str, length: int, limit: float) -> Run | str:
+def try_alone(method: str, length: int, limit: float) -> Run | str:
     """Run in a new process; a sentence if that fails or takes more than `limit` seconds."""
-    job = json.dumps({"method": method, "length": length})
-    taken = run_process(__name__, job, limit)
-    return taken if isinstance(taken, str) else Run(method, length, **taken)
+    try:
+        return run_alone(measure, method, length, limit=limit)[0]
+    except RunFailed as error:
+        return str(error)
 
 
 def sweep(
@@ -138,7 +136,7 @@ def sweep(
             if shorter is not None and growth * shorter.beyond > limits.memory:
                 taken: Run | str = f"it may take {growth * shorter.beyond / MEBI:,.0f} MiB"
             else:
-                taken = run_alone(method.name, length, limits.seconds)
+                taken = try_alone(method.name, length, limits.seconds)
             if isinstance(taken, Run):
                 runs[method.name, length] = taken
                 yield taken
@@ -146,25 +144,20 @@ def sweep(
                 yield f"{method.name} left out at {length:,}: {taken}"
 
 
-def main(job: str, /, *, model: Model = PAPER) -> None:
-    """Run what `job` says and print what it took, as JSON."""
-    task = json.loads(job)
-    method = METHODS[task["method"]]
+def measure(name: str, length: int, model: Model = PAPER) -> Run:
+    """Run a method in this process."""
+    method = METHODS[name]
     importlib.import_module("scipy.sparse")  # which topk_np loads when a problem is large enough
     step(method.config(SMALL), SMALL, 128)
     before, start, cpu = peak_memory(), perf_counter(), process_time()
-    params, grads = step(method.config(model), model, task["length"])
+    params, grads = step(method.config(model), model, length)
     seconds, cpu = perf_counter() - start, process_time() - cpu
     memory = peak_memory() - before
     del grads  # only now: they count
-    print(json.dumps(_taken(memory, params, seconds, cpu)))
-
-
-def _taken(memory: int, params: list[Any], seconds: float, cpu: float) -> dict[str, Any]:
     parameters = sum(
         array.nbytes for block in params for part in block.values() for array in part.values()
     )
-    return {"memory": memory, "parameters": parameters, "seconds": seconds, "cpu_seconds": cpu}
+    return Run(name, length, memory, parameters, seconds, cpu)
 
 
 def step(config: BlockConfig, model: Model, length: int) -> tuple[list[Any], list[Any]]:
@@ -193,7 +186,3 @@ def slopes(runs: list[Run]) -> tuple[float, float]:
     shorter, longer = sorted(runs, key=lambda run: run.length)[-2:]
     power = math.log(longer.beyond / shorter.beyond) / math.log(longer.length / shorter.length)
     return power, (longer.beyond - shorter.beyond) / (longer.length - shorter.length)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

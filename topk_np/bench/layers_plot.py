@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from topk_np._process import Machine
 from topk_np.bench.layers import DENSE, METHODS, PAPER, TOPK, Run
-from topk_np.bench.machine import Machine
 from topk_np.bench.plots import QUIET, STYLE, Points, machine_line, memory_name, panel
 
 MEBI = 2**20

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from topk_np._process import Machine
 from topk_np.bench.cases import BenchError
 from topk_np.bench.layers import DENSE, METHODS, PAPER, TOPK, Run, slopes
-from topk_np.bench.machine import Machine
 from topk_np.bench.report import duration, save_json
 
 MEBI = 2**20

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from topk_np.bench.measure import Tick, interleave, ratio
-from topk_np.experiments.alone import run_alone
+from topk_np._process import Tick, interleave, ratio, run_alone
 from topk_np.models.decode import generate
 from topk_np.models.llama import forward, logits
 from topk_np.models.llama_blocks import Llama, LlamaConfig

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from topk_np._process import Machine
 from topk_np.bench.cases import ATTENTION, MODES
-from topk_np.bench.machine import Machine
 from topk_np.bench.peers import (
     CHUNKED,
     GATHER,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from topk_np._process import Machine
 from topk_np.bench.cases import ATTENTION, Case
 from topk_np.bench.figures import Outcome
-from topk_np.bench.machine import Machine
 from topk_np.bench.peers import OURS, PEERS
 from topk_np.bench.sweep import Row
 

@@ -1,18 +1,50 @@
-"""All peers over a series of cases: who takes part, and what each took."""
+"""All peers over a series of cases: which take part, and the time and memory of each."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from time import perf_counter
+from typing import NamedTuple
 
-from topk_np.bench.alone import Alone, run_alone
+from topk_np._process import RunFailed, Tick, interleave, peak_memory, ratio, run_alone
 from topk_np.bench.cases import ATTENTION, MODES, Case, make_inputs
-from topk_np.bench.measure import Tick, interleave, ratio
-from topk_np.bench.peers import OURS, Peer
+from topk_np.bench.peers import OURS, PEERS, Peer
 
-PROBE = 1024  # queries and keys of the run from which a first large one is foreseen
+PROBE = 1024  # queries and keys of the run from which a first large one is predicted
+WARM_UP = 128  # queries and keys of the problem that loads whatever is loaded on first use
 MEBI = 2**20
+
+
+class Alone(NamedTuple):
+    """Time and memory of one run in a process of its own."""
+
+    seconds: float
+    memory: int
+    """Bytes beyond the inputs, at the peak of the whole process."""
+
+
+def try_alone(peer: Peer, case: Case, mode: str, limit: float) -> Alone | str:
+    """Run in a new process; a sentence if that fails or takes more than `limit` seconds."""
+    try:
+        return run_alone(measure, peer.name, case, mode, limit=limit)[0]
+    except RunFailed as error:
+        return str(error)
+
+
+def measure(name: str, case: Case, mode: str) -> Alone:
+    """Run a peer in this process, once the inputs are made and a small problem was run."""
+    importlib.import_module("scipy.sparse")  # which topk_np loads when a problem is large enough
+    peer, inputs = PEERS[name], make_inputs(case)
+    run, small = peer.build(case, inputs).of(mode), case.clipped(WARM_UP)
+    peer.build(small, make_inputs(small)).of(mode)()
+    before, start = peak_memory(), perf_counter()
+    results = run()
+    seconds, after = perf_counter() - start, peak_memory()
+    del results  # only now: outputs count
+    return Alone(seconds, after - before)
 
 
 @dataclass(frozen=True)
@@ -75,7 +107,7 @@ class Entrants:
         """What `peer` takes, or why it is left out."""
         if series not in self._last and case.clipped(PROBE) != case:
             probe = case.clipped(PROBE)
-            taken = run_alone(peer, probe, mode, self._limits.seconds)
+            taken = try_alone(peer, probe, mode, self._limits.seconds)
             if isinstance(taken, str):
                 return taken
             self._last[series] = probe, taken
@@ -87,7 +119,7 @@ class Entrants:
             ):
                 if size > limit:
                     return f"it would take about {size:,.2f} {unit}, the limit is {limit:,g} {unit}"
-        return run_alone(peer, case, mode, self._limits.seconds)
+        return try_alone(peer, case, mode, self._limits.seconds)
 
 
 def foresee(peer: Peer, smaller: Case, taken: Alone, case: Case) -> Alone:

@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
     from topk_np import experiments
+    from topk_np._process import UserError
     from topk_np.models.fetch import FetchError
     from topk_np.models.named import ModelError
     from topk_np.tasks import MissingDataError
@@ -52,5 +53,11 @@ def run(options: argparse.Namespace) -> None:
     name = chosen.pop("experiment")
     try:
         experiments.run(name, **chosen)
-    except (FetchError, ModelError, MissingDataError, experiments.ExperimentError) as error:
+    except (
+        FetchError,
+        ModelError,
+        MissingDataError,
+        experiments.ExperimentError,
+        UserError,
+    ) as error:
         raise CommandError(str(error)) from error

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topk_np import KVCache
+from topk_np._process import markdown
 from topk_np.experiments.names import Point, Prepared, Result, Setting, Tick
 from topk_np.experiments.prompts import Prompt, hide
 from topk_np.experiments.settings import describe, with_setting
-from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import SOURCES, digest, sequences
 from topk_np.models.llama import forward
 from topk_np.models.llama_blocks import Llama, LlamaConfig

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np.experiments.alone import run_alone
+from topk_np._process import markdown, run_alone
 from topk_np.experiments.names import Point, Prepared, Result, Setting, Tick
 from topk_np.experiments.plots import columns, curves, dense_line, ratios
 from topk_np.experiments.reading import mass_of_layer, read
 from topk_np.experiments.settings import describe, with_setting
-from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import SOURCES, digest, sequences
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named

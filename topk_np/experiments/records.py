@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from topk_np.bench.machine import Machine
+from topk_np._process import Machine, write_whole
 from topk_np.experiments.names import ExperimentError, Point, Result, Setting
-from topk_np.training.params import write_whole
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from topk_np._process import markdown
 from topk_np.experiments.names import ExperimentError, Point, Prepared, Result, Setting, Tick
 from topk_np.experiments.plots import columns, curves, dense_line
 from topk_np.experiments.settings import describe
-from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import digest
 from topk_np.tasks import Examples
 from topk_np.training.classifier import Classifier, classifier_fwd

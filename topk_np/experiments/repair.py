@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from topk_np._process import markdown
 from topk_np.experiments.names import Point, Prepared, Result, Setting, Tick
 from topk_np.experiments.settings import describe, with_setting
-from topk_np.experiments.tables import markdown
 from topk_np.experiments.texts import digest
 from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.steps import FineTuning, make_adapter, read

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
-from topk_np.bench.machine import describe_machine
+from topk_np._process import cpu_seconds, describe_machine, make_folder, write_whole
 from topk_np.experiments.names import Experiment, ExperimentError, Prepared, find
 from topk_np.experiments.records import Record, load_record, open_record
-from topk_np.training.params import write_whole
 
 
 def run(
@@ -64,13 +62,13 @@ def run(
     else:
         prepared = experiment.prepare(model)
         record = open_record(path, name, prepared.about)
-        _make_folder("--out", out)
+        make_folder("--out", out)
         record = _measure(experiment, prepared, record, path, only)
 
     tables = experiment.table(record.points)
     print(tables)
     write_whole(out / f"{name}.md", (tables + "\n").encode())
-    _make_folder("--plots", plots)
+    make_folder("--plots", plots)
     from topk_np.training.plots import STYLE
 
     with mpl.rc_context(STYLE):
@@ -101,16 +99,3 @@ def _measure(
             record = record.in_order(prepared.settings)
             record.save(path)
     return record
-
-
-def _make_folder(option: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExperimentError(f"{option} {folder}: {error.strerror}") from error
-
-
-def cpu_seconds() -> float:
-    """What this process has used so far, with those that it started and that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system

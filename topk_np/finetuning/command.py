@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import nbytes
-from topk_np.bench.alone import peak_memory
+from topk_np._process import peak_memory, write_whole
 from topk_np.finetuning import report
 from topk_np.finetuning.settings import Settings
 from topk_np.finetuning.steps import FineTuning, Reading, make_adapter, read
@@ -20,7 +20,6 @@ from topk_np.models.adapter import AdapterError
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
 from topk_np.training.folders import choose_folder, make_folder, resumed
-from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
 from topk_np.training.records import CHECKPOINT, State, load_state, read_log
 from topk_np.training.settings import TrainError

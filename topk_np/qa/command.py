@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from topk_np._process import describe_machine, markdown, write_whole
 from topk_np.experiments.settings import describe
-from topk_np.experiments.tables import markdown
 from topk_np.models.named import load_named
 from topk_np.models.t5_blocks import T5, T5Config, check_ks
 from topk_np.qa.answers import QAError, answer, prepared
 from topk_np.qa.evaluation import Evaluation, evaluate
 from topk_np.qa.files import Question, read_questions
 from topk_np.qa.published import datasets, published_table
-from topk_np.training.params import write_whole
 
 
 def run(
@@ -115,8 +114,6 @@ def _evaluate(
 ) -> list[Evaluation]:
     """Evaluate one model after the other; the file has each as soon as it is known."""
     from tqdm import tqdm
-
-    from topk_np.bench.machine import describe_machine
 
     found: list[Evaluation] = []
     total = len(models) * len(questions)

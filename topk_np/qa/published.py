@@ -11,7 +11,7 @@ import csv
 from dataclasses import dataclass
 from importlib.resources import files
 
-from topk_np.experiments.tables import markdown
+from topk_np._process import markdown
 
 FILE = "unifiedqa_zero_shot.csv"
 

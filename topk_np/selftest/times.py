@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import topk_np
-from topk_np.bench.measure import interleave
+from topk_np._process import interleave
 from topk_np.kernels import engine
 from topk_np.selftest.device import Device
 

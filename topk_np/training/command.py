@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from topk_np.bench.alone import peak_memory
+from topk_np._process import peak_memory, write_whole
 from topk_np.layers import BlockConfig
 from topk_np.tasks import Task, load
 from topk_np.training import report
 from topk_np.training.classifier import Classifier
 from topk_np.training.folders import choose_folder, make_folder, resumed
-from topk_np.training.params import write_whole
 from topk_np.training.progress import train_with_bar
 from topk_np.training.records import Line, State, read_log
 from topk_np.training.settings import Settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import NamedTuple, Protocol
 
-from topk_np.bench.alone import peak_memory
+from topk_np._process import peak_memory
 from topk_np.training.interrupts import Interrupts
 from topk_np.training.records import CHECKPOINT, Log, State, save_state
 from topk_np.training.settings import RunSettings, TrainError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name, to_numpy
+from topk_np._process import write_whole
 from topk_np.training.trees import Tree, flatten, unflatten
 
 DTYPES = {
@@ -240,16 +240,3 @@ def _fit(arrays: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
             got = array_namespace(model).asarray(got, device=device(model))
         fitted[name] = got
     return fitted
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in its place, whole."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

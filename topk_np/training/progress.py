@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from topk_np.bench.alone import peak_memory
+from topk_np._process import peak_memory
 from topk_np.training.loop import Measured, Work, train
 from topk_np.training.records import CHECKPOINT, State
 

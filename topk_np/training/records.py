@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from topk_np._process import write_whole
 from topk_np.training.adamw import AdamWState, adamw_init
-from topk_np.training.params import load_params, read_metadata, save_params, write_whole
+from topk_np.training.params import load_params, read_metadata, save_params
 from topk_np.training.settings import RunSettings, Saved, TrainError
 from topk_np.training.trees import Tree
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from topk_np.bench.machine import describe_machine
+from topk_np._process import describe_machine, write_whole
 from topk_np.training.command import RESULTS
-from topk_np.training.params import write_whole
 from topk_np.training.records import CHECKPOINT, Line, read_log
 from topk_np.training.report import method
 from topk_np.training.settings import Settings
