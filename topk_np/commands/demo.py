@@ -37,8 +37,8 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
-    from topk_np import demo
     from topk_np.models.fetch import FetchError
+    from topk_np.studies import demo
 
     try:
         demo.run(**read(options))

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from topk_np.commands.options import CommandError, Commands, read
-from topk_np.experiments.names import EXPERIMENTS
+from topk_np.studies.names import EXPERIMENTS
 
 
 def add(commands: Commands) -> None:
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
-    from topk_np import experiments
+    from topk_np import studies
     from topk_np._process import UserError
     from topk_np.models.fetch import FetchError
     from topk_np.models.named import ModelError
@@ -52,12 +52,12 @@ def run(options: argparse.Namespace) -> None:
     chosen = read(options)
     name = chosen.pop("experiment")
     try:
-        experiments.run(name, **chosen)
+        studies.run(name, **chosen)
     except (
         FetchError,
         ModelError,
         MissingDataError,
-        experiments.ExperimentError,
+        studies.ExperimentError,
         UserError,
     ) as error:
         raise CommandError(str(error)) from error

@@ -74,14 +74,14 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
-    from topk_np.finetuning import command
     from topk_np.models import AdapterError
     from topk_np.models.fetch import FetchError
     from topk_np.models.named import ModelError
+    from topk_np.runs import finetune
+    from topk_np.runs.settings import TrainError
     from topk_np.training import ParamsError
-    from topk_np.training.settings import TrainError
 
     try:
-        command.run(**read(options))
+        finetune.run(**read(options))
     except (TrainError, ParamsError, AdapterError, FetchError, ModelError) as error:
         raise CommandError(str(error)) from error

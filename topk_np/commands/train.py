@@ -61,11 +61,12 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Run the command with the options that were read."""
+    from topk_np.runs import train
+    from topk_np.runs.settings import TrainError
     from topk_np.tasks import MissingDataError
-    from topk_np.training import ParamsError, command
-    from topk_np.training.settings import TrainError
+    from topk_np.training import ParamsError
 
     try:
-        command.run(**read(options))
+        train.run(**read(options))
     except (TrainError, ParamsError, MissingDataError) as error:
         raise CommandError(str(error)) from error

@@ -9,13 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from topk_np._process import describe_machine, markdown, write_whole
-from topk_np.experiments.settings import describe
 from topk_np.models.named import load_named
 from topk_np.models.t5_blocks import T5, T5Config, check_ks
 from topk_np.qa.answers import QAError, answer, prepared
 from topk_np.qa.evaluation import Evaluation, evaluate
 from topk_np.qa.files import Question, read_questions
 from topk_np.qa.published import datasets, published_table
+from topk_np.studies.settings import describe
 
 
 def run(
