@@ -14,6 +14,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name
+from topk_np._process import UserError
 from topk_np.models.keep import Keep
 from topk_np.models.model import Model, Params
 from topk_np.training.lora import LoRAResiduals, lora, lora_bwd, lora_init
@@ -25,7 +26,7 @@ KIND = "adapter"  # in the metadata of a file
 MATRICES = ("*layers.*",)  # of which updates are learned unless others are chosen
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError, ValueError):
     """An adapter that does not fit the model or is none; the message is one line."""
 
 

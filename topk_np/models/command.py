@@ -9,6 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
+from topk_np._process import UserError
 from topk_np.models.adapter import Adapter
 from topk_np.models.chat import chat_prompt
 from topk_np.models.decode import generate
@@ -17,7 +18,7 @@ from topk_np.models.named import load_named
 from topk_np.models.sampling import Sampling
 
 
-class GenerateError(ValueError):
+class GenerateError(UserError, ValueError):
     """What the user asked for cannot be done; the message is one line."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from topk_np._process import UserError
 from topk_np.models.bert import BertConfig
 from topk_np.models.fetch import WEIGHTS, fetch
 from topk_np.models.llama_blocks import LlamaConfig
@@ -19,7 +20,7 @@ KINDS: dict[type, tuple[str, str]] = {
 }
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """There is no such model, or it is of another family; the message is one line."""
 
 
