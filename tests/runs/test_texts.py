@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from topk_np.runs.settings import TrainError
+from topk_np._process import UserError
 from topk_np.runs.texts import HELD_OUT, TESTED, Texts, documents, read_texts, split
 
 
@@ -86,12 +86,12 @@ def test_tests_are_the_held_out_text_in_order_up_to_a_limit() -> None:
 
 
 def test_what_cannot_be_read_or_is_too_short_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=r"--text .*nothing: No such file"):
+    with pytest.raises(UserError, match=r"--text .*nothing: No such file"):
         read_texts(Letters(), [tmp_path / "nothing"], 4)
     path = tmp_path / "text"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(TrainError, match=r"--text .* is not UTF-8 text"):
+    with pytest.raises(UserError, match=r"--text .* is not UTF-8 text"):
         read_texts(Letters(), [path], 4)
     path.write_text("\n\n".join(["words"] * 5 + ["other"]))
-    with pytest.raises(TrainError, match=r"the part that is .* must have at least --length 99 tok"):
+    with pytest.raises(UserError, match=r"the part that is .* must have at least --length 99 tok"):
         read_texts(Letters(), [path], 99)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from tests.test_cli import fails
+from topk_np._process import UserError
 from topk_np.cli import main
 from topk_np.runs import classifying as steps
 from topk_np.runs import loop
 from topk_np.runs import train as command
 from topk_np.runs.records import CHECKPOINT, LOG, read_log
-from topk_np.runs.settings import TrainError
 from topk_np.tasks import Task
 from topk_np.tasks.listops import listops
 from topk_np.training import (
@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_refused(here: Path, capsys: pytest.CaptureFixtu
     arguments = ["train", "listops", "--attention", "topk", *SMALL, "--out", "run", "--resume"]
     assert "checkpoint.safetensors: damaged" in fails(capsys, *arguments)
     assert issubclass(ParamsError, ValueError)
-    assert not issubclass(TrainError, ValueError)
+    assert not issubclass(UserError, ValueError)
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tqdm"])

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from topk_np._process import UserError
 from topk_np.diagnostics import kept_mass
 from topk_np.models import load_model
 from topk_np.models.llama import forward
 from topk_np.models.scoring import next_tokens
 from topk_np.studies import texts
-from topk_np.studies.names import ExperimentError
 from topk_np.studies.prompts import hide
 from topk_np.studies.reading import mass_of_layer, read
 
@@ -62,5 +62,5 @@ def test_sequences_begin_where_they_should_and_are_long_enough(
         assert np.array_equal(one, other)
     assert texts.digest(found) == texts.digest([one.astype(np.int64) for one in found])
     assert texts.digest(found) != texts.digest(found[::-1])
-    with pytest.raises(ExperimentError, match=r"paths must have 90,000 tokens for this model, got"):
+    with pytest.raises(UserError, match=r"paths must have 90,000 tokens for this model, got"):
         texts.sequences(tokenizer, (0,), 90_000)

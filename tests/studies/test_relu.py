@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from topk_np._process import UserError
 from topk_np.runs import train as command
 from topk_np.runs.classifying import evaluate
 from topk_np.runs.records import CHECKPOINT
-from topk_np.studies import ExperimentError, relu, run
+from topk_np.studies import relu, run
 from topk_np.studies.names import Point
 from topk_np.tasks import Task
 from topk_np.tasks.listops import listops
@@ -103,15 +104,15 @@ def test_points_of_other_parameters_are_not_gone_on_with(trained: Path, tmp_path
     tree, about = load_params(trained / CHECKPOINT)
     tree["averaged"] = tree_map(lambda array: array * np.float32(1 + 1e-5), tree["averaged"])
     save_params(trained / CHECKPOINT, tree, metadata=about)
-    with pytest.raises(ExperimentError, match="holds points with parameters"):
+    with pytest.raises(UserError, match="holds points with parameters"):
         run("relu", model=str(trained), out=tmp_path)
 
 
 def test_a_folder_without_a_run_is_named(task: Task, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match=r"--model .*nothing: there is no checkpoint"):
+    with pytest.raises(UserError, match=r"--model .*nothing: there is no checkpoint"):
         run("relu", model="nothing", out=tmp_path)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"no")
-    with pytest.raises(ExperimentError, match=r"--model: .*damaged or not a safetensors file"):
+    with pytest.raises(UserError, match=r"--model: .*damaged or not a safetensors file"):
         run("relu", model=str(tmp_path), out=tmp_path)
 
 
@@ -122,7 +123,7 @@ def test_a_run_of_its_own_that_is_damaged_is_named(
     own = tmp_path / "topk_np_train" / "listops-relu"
     own.mkdir(parents=True)
     (own / "checkpoint.safetensors").write_bytes(b"no")
-    with pytest.raises(ExperimentError, match=r"^topk_np_train.*damaged or not a safetensors file"):
+    with pytest.raises(UserError, match=r"^topk_np_train.*damaged or not a safetensors file"):
         run("relu", out=tmp_path)
 
 

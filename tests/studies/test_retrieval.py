@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from topk_np._process import UserError
 from topk_np.cli import main
 from topk_np.models import bert, load_model
 from topk_np.models.bert_ends import Bert
 from topk_np.models.tokenizer import NoTokenizer
 from topk_np.studies import retrieval, run
-from topk_np.studies.names import ExperimentError, Point
+from topk_np.studies.names import Point
 
 FOLDER = Path(__file__).parents[1] / "data" / "bert"
 
@@ -50,7 +51,7 @@ def test_halves_are_the_beginnings_of_long_reviews_between_markers(model: Bert) 
     whole = Letters().encode(reviews[1])
     assert halves[0].tolist() == [[1, *whole[1:9], 2], [1, *whole[9:17], 2]]
     assert np.array_equal(halves[1][1][1:9], Letters().encode("IJKLMNOP")[1:9])
-    with pytest.raises(ExperimentError, match="6 reviews must have 16 tokens or more, got 5"):
+    with pytest.raises(UserError, match="6 reviews must have 16 tokens or more, got 5"):
         retrieval.make_halves(Letters(), reviews[:-1])
 
 

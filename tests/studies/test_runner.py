@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from tests.test_cli import fails
-from topk_np._process import markdown
+from topk_np._process import UserError, markdown
 from topk_np.cli import main
 from topk_np.studies import names, records, run
 from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
@@ -162,7 +162,7 @@ def test_a_file_that_is_not_a_record_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "perplexity.json"
     for text in ("{", "[]", '{"points": [{}]}', '{"points": []}'):
         path.write_text(text)
-        with pytest.raises(names.ExperimentError, match="is not a file of this command"):
+        with pytest.raises(UserError, match="is not a file of this command"):
             open_record(path, "perplexity", {})
 
 

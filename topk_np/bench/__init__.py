@@ -5,7 +5,6 @@ The benchmark: time and memory of topk_np against other ways to compute the same
 training. `sweep` and `figures` decide what is run, `report` and `plots` show it.
 """
 
-from topk_np.bench.cases import BenchError
 from topk_np.bench.command import run
 
-__all__ = ["BenchError", "run"]
+__all__ = ["run"]

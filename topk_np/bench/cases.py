@@ -18,10 +18,6 @@ STEP = "training step"  # see `topk_np.bench.step`
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 
 
-class BenchError(Exception):
-    """What the user should be told in one line."""
-
-
 @dataclass(frozen=True)
 class Case:
     """

@@ -7,17 +7,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from topk_np._process import describe_machine, total_memory
-from topk_np.bench.cases import (
-    ATTENTION,
-    FFN,
-    FFN_CASES,
-    LENGTHS,
-    MODES,
-    BenchError,
-    Case,
-    attention_cases,
-)
+from topk_np._process import UserError, describe_machine, make_folder, total_memory
+from topk_np.bench.cases import ATTENTION, FFN, FFN_CASES, LENGTHS, MODES, Case, attention_cases
 from topk_np.bench.peers import OURS, PEERS, Peer
 
 if TYPE_CHECKING:
@@ -64,13 +55,13 @@ def run(
 
     Raises
     ------
-    BenchError
+    UserError
         With a message of one line.
     """
     chosen = _chosen(peers)
     plots = out if plots is None else plots
-    _make_folder("--out", out)
-    _make_folder("--plots", plots)
+    make_folder("--out", out)
+    make_folder("--plots", plots)
 
     # Only now, as these take a while to import.
     from topk_np.bench import report
@@ -101,16 +92,9 @@ def _chosen(names: Sequence[str] | None) -> list[Peer]:
     """The peers of these names, and topk_np first."""
     wrong = [name for name in names or () if name not in PEERS]
     if wrong:
-        raise BenchError(f"--peers must be among {' '.join(PEERS)}, got {wrong[0]!r}")
+        raise UserError(f"--peers must be among {' '.join(PEERS)}, got {wrong[0]!r}")
     wanted = PEERS.keys() if names is None else {OURS, *names}
     return [peer for name, peer in PEERS.items() if name in wanted]
-
-
-def _make_folder(option: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchError(f"{option} {folder}: {error.strerror}") from error
 
 
 def _sweep(
@@ -186,19 +170,14 @@ def _model(repeats: int, out: Path, machine: Machine) -> None:
     from tqdm import tqdm
 
     from topk_np.bench import model, report
-    from topk_np.models.fetch import FetchError
-    from topk_np.models.named import ModelError
 
     path = out / "model.json"
     findings: list[model.Finding] = []
-    try:
-        with tqdm(desc=MODEL, leave=False) as bar:
-            for finding in model.measure(model.PACKAGED, repeats, _shown(bar)):
-                findings.append(finding)
-                report.save_json(path, machine, figures=[model.as_data(one) for one in findings])
-                bar.update()
-    except (FetchError, ModelError) as error:
-        raise BenchError(str(error)) from error
+    with tqdm(desc=MODEL, leave=False) as bar:
+        for finding in model.measure(model.PACKAGED, repeats, _shown(bar)):
+            findings.append(finding)
+            report.save_json(path, machine, figures=[model.as_data(one) for one in findings])
+            bar.update()
     print(model.table(findings))
     print(f"Data: {path}")
 

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from topk_np._process import Machine
-from topk_np.bench.cases import BenchError
+from topk_np._process import Machine, UserError
 from topk_np.bench.layers import DENSE, METHODS, PAPER, TOPK, Run, slopes
 from topk_np.bench.report import duration, save_json
 
@@ -31,9 +30,9 @@ def load_runs(path: Path, machine: Machine) -> list[Run]:
         before, runs = found["machine"], [Run(**run) for run in found["runs"]]
         same = all(before[name] == machine[name] for name in ("cpu", "cores"))
     except (KeyError, TypeError, ValueError) as error:
-        raise BenchError(f"{path}: not a file of this command; move it away") from error
+        raise UserError(f"{path}: not a file of this command; move it away") from error
     if not same:
-        raise BenchError(
+        raise UserError(
             f"{path} is of another machine, {before['cpu']}, {before['cores']} cores: move it "
             "away, or name another folder with --out"
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 
+from topk_np._process import UserError
 from topk_np.models.t5_blocks import T5
 from topk_np.models.t5_generate import beam_search, generate
 
 SEPARATOR = r" \n "  # between a question and its context: backslash and n
 
 
-class QAError(ValueError):
-    """What the user asked for cannot be done; the message is one line."""
+class QAError(UserError, ValueError):
+    """A request that cannot be fulfilled; the message is one line."""
 
 
 def prepared(question: str, context: str = "", /) -> str:

@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import nbytes
-from topk_np._process import peak_memory, write_whole
+from topk_np._process import UserError, make_folder, peak_memory, write_whole
 from topk_np.models.adapter import AdapterError
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
 from topk_np.runs import finetune_report as report
 from topk_np.runs.finetune_settings import Settings
-from topk_np.runs.folders import choose_folder, make_folder, resumed
+from topk_np.runs.folders import choose_folder, resumed
 from topk_np.runs.language import FineTuning, Reading, make_adapter, read
 from topk_np.runs.progress import train_with_bar
 from topk_np.runs.records import CHECKPOINT, State, load_state, read_log
-from topk_np.runs.settings import TrainError
 from topk_np.runs.texts import read_texts
 from topk_np.training.trees import flatten
 
@@ -70,7 +69,7 @@ def run(
 
     Raises
     ------
-    TrainError, ParamsError, AdapterError, ModelError, FetchError
+    UserError, ParamsError, AdapterError, ModelError, FetchError
         With a message of one line.
     KeyboardInterrupt
         After Ctrl-C; the checkpoint and what was trained so far are there then.
@@ -90,7 +89,7 @@ def run(
     state = State.first(work.adapter.params, averaged=False)
     if resume:
         state = resumed(folder, chosen, state)
-    make_folder(folder)
+    make_folder("--out", folder)
 
     trained = sum(array.size for array in flatten(state.params).values())
     print(report.heading(chosen, work, trained))
@@ -138,17 +137,17 @@ def prepare(settings: Settings, /) -> FineTuning:
     ks = {"attention_k": settings.attention_k, "ffn_k": settings.ffn_k}
     model: Llama = load_named(settings.model, LlamaConfig, **ks)
     if not 2 <= settings.length <= model.config.context:
-        raise TrainError(
+        raise UserError(
             f"--length must be 2 to {model.config.context} for this model, got {settings.length}"
         )
     try:
         texts = read_texts(model.tokenizer, [Path(path) for path in settings.text], settings.length)
     except ValueError as error:  # a folder without a tokenizer
-        raise TrainError(str(error)) from error
+        raise UserError(str(error)) from error
     try:
         adapter = make_adapter(model, settings)
     except AdapterError as error:  # about `only`
-        raise TrainError(f"--{error}") from error
+        raise UserError(f"--{error}") from error
     return FineTuning(model, adapter, texts, settings)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from topk_np._process import UserError
 from topk_np.runs.records import CHECKPOINT, SavedSettings, State, load_settings, load_state
-from topk_np.runs.settings import TrainError
 
 
 def choose_folder(first: Path, *, out: Path | None, resume: bool) -> Path:
@@ -14,11 +14,9 @@ def choose_folder(first: Path, *, out: Path | None, resume: bool) -> Path:
     if out is not None:
         held = (out / CHECKPOINT).exists()
         if resume and not held:
-            raise TrainError(f"--resume: there is no {CHECKPOINT} in {out}")
+            raise UserError(f"--resume: there is no {CHECKPOINT} in {out}")
         if held and not resume:
-            raise TrainError(
-                f"--out {out} holds a run: go on with --resume, or name another folder"
-            )
+            raise UserError(f"--out {out} holds a run: go on with --resume, or name another folder")
         return out
     folder, newest, number = first, None, 1
     while (folder / CHECKPOINT).exists():
@@ -27,16 +25,8 @@ def choose_folder(first: Path, *, out: Path | None, resume: bool) -> Path:
     if not resume:
         return folder
     if newest is None:
-        raise TrainError(f"--resume: there is no {CHECKPOINT} in {first}; name a folder with --out")
+        raise UserError(f"--resume: there is no {CHECKPOINT} in {first}; name a folder with --out")
     return newest
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"--out {folder}: {error.strerror}") from error
 
 
 def resumed(folder: Path, settings: SavedSettings, first: State) -> State:
@@ -45,7 +35,7 @@ def resumed(folder: Path, settings: SavedSettings, first: State) -> State:
     different = settings.differences(before)
     if different:
         wanted = ", ".join(_option(name, getattr(before, name)) for name in different)
-        raise TrainError(f"--resume: the run in {folder} has {wanted}")
+        raise UserError(f"--resume: the run in {folder} has {wanted}")
     return load_state(folder, like=first)
 
 

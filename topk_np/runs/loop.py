@@ -7,10 +7,10 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import NamedTuple, Protocol
 
-from topk_np._process import peak_memory
+from topk_np._process import UserError, peak_memory
 from topk_np.runs.interrupts import Interrupts
 from topk_np.runs.records import CHECKPOINT, Log, State, save_state
-from topk_np.runs.settings import RunSettings, TrainError
+from topk_np.runs.settings import RunSettings
 from topk_np.workers import Crew
 
 CHECKPOINT_EVERY = 100  # steps
@@ -69,7 +69,7 @@ def train(
 
     Raises
     ------
-    TrainError
+    UserError
         If the loss or the gradient is not finite any more.
     KeyboardInterrupt
         After Ctrl-C, when the checkpoint is saved.
@@ -82,7 +82,7 @@ def train(
                 start, cpu = perf_counter(), process_time()
                 new, measured = work.step(state)
                 if not (math.isfinite(measured.loss) and math.isfinite(measured.norm)):
-                    raise TrainError(_diverged(measured, state, work.settings, folder))
+                    raise UserError(_diverged(measured, state, work.settings, folder))
                 state = new._replace(
                     seconds=state.seconds + perf_counter() - start,
                     cpu=state.cpu + process_time() - cpu,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from topk_np._process import write_whole
-from topk_np.runs.settings import RunSettings, Saved, TrainError
+from topk_np._process import UserError, write_whole
+from topk_np.runs.settings import RunSettings, Saved
 from topk_np.training.adamw import AdamWState, adamw_init
 from topk_np.training.params import load_params, read_metadata, save_params
 from topk_np.training.trees import Tree
@@ -61,7 +61,7 @@ def load_settings(folder: Path, kind: type[SavedSettings]) -> SavedSettings:
     try:
         return kind.loads(read_metadata(folder / CHECKPOINT)["settings"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise TrainError(_not_ours(folder)) from error
+        raise UserError(_not_ours(folder)) from error
 
 
 def load_state(folder: Path, *, like: State) -> State:
@@ -74,7 +74,7 @@ def load_state(folder: Path, *, like: State) -> State:
         optimiser = AdamWState(int(about["step"]), tree["mean"], tree["square"])
         times = float(about["seconds"]), float(about["cpu"])
     except (KeyError, ValueError) as error:
-        raise TrainError(_not_ours(folder)) from error
+        raise UserError(_not_ours(folder)) from error
     return State(tree["params"], optimiser, tree.get("averaged"), *times)
 
 

@@ -9,10 +9,6 @@ from typing import Protocol, TypeVar
 Own = TypeVar("Own", bound="Saved")
 
 
-class TrainError(Exception):
-    """What the user should be told in one line."""
-
-
 class RunSettings(Protocol):
     """What the training loop needs of the settings of a run."""
 

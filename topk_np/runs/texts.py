@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from topk_np._process import UserError
 from topk_np.models.tokenizer import Tokenizer
-from topk_np.runs.settings import TrainError
 
 HELD_OUT = 0.1  # of all characters, at least
 TESTED = 4096  # tokens at most
@@ -41,14 +41,14 @@ def read_texts(tokenizer: Tokenizer, paths: Sequence[Path], length: int, /) -> T
 
     Raises
     ------
-    TrainError
+    UserError
         If a file cannot be read, or a part is shorter than `length` tokens.
     """
     training, held_out = split(documents(paths))
     texts = Texts(tokenizer.encode(training), tokenizer.encode(held_out))
     for name, tokens in texts._asdict().items():
         if len(tokens) < length:
-            raise TrainError(
+            raise UserError(
                 f"--text: the part that is {name.replace('_', ' ')} must have at least --length "
                 f"{length} tokens, got {len(tokens)}"
             )
@@ -114,6 +114,6 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise TrainError(f"--text {path}: {error.strerror}") from error
+        raise UserError(f"--text {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise TrainError(f"--text {path} is not UTF-8 text") from error
+        raise UserError(f"--text {path} is not UTF-8 text") from error

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from topk_np._process import peak_memory, write_whole
+from topk_np._process import make_folder, peak_memory, write_whole
 from topk_np.layers import BlockConfig
 from topk_np.runs import report
 from topk_np.runs.classifying import Classifying, evaluate
-from topk_np.runs.folders import choose_folder, make_folder, resumed
+from topk_np.runs.folders import choose_folder, resumed
 from topk_np.runs.progress import train_with_bar
 from topk_np.runs.records import Line, State, read_log
 from topk_np.runs.settings import Settings
@@ -63,7 +63,7 @@ def run(
 
     Raises
     ------
-    TrainError, ParamsError, MissingDataError
+    UserError, ParamsError, MissingDataError
         With a message of one line.
     KeyboardInterrupt
         After Ctrl-C; the checkpoint is there then.
@@ -78,7 +78,7 @@ def run(
     state = State.first(model.init(np.random.default_rng(chosen.seed)), averaged=True)
     if resume:
         state = resumed(folder, chosen, state)
-    make_folder(folder)
+    make_folder("--out", folder)
 
     print(report.heading(chosen, task.name, sum(map(np.size, flatten(state.params).values()))))
     print(f"Folder: {folder}")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from topk_np._process import UserError
 from topk_np.kernels import engine
 from topk_np.selftest.checks import CHECKS, Finding, run_check
-from topk_np.selftest.device import Device, DeviceError, find_device
+from topk_np.selftest.device import Device, find_device
 from topk_np.selftest.times import Timing, measure
 
 NAME, COLUMN = 14, 16
@@ -40,7 +41,7 @@ def run(*, backend: str, cases: int, seed: int, repeats: int, out: Path) -> bool
 
     Raises
     ------
-    DeviceError
+    UserError
         If there is no such device, or the file cannot be written.
     """
     device = find_device(backend)
@@ -120,4 +121,4 @@ def _save(
     try:
         out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise DeviceError(f"--out {out}: {error.strerror}") from error
+        raise UserError(f"--out {out}: {error.strerror}") from error

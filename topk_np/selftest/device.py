@@ -15,13 +15,10 @@ import numpy as np
 from topk_np import __version__
 from topk_np._gpu import why_no_gpu
 from topk_np._namespace import Array, array_namespace
+from topk_np._process import UserError
 
 BACKENDS = ("cupy", "numpy")
 CPU_BUILD = "the CPU build of CuPy: kernels run on the CPU, and times say nothing about a GPU"
-
-
-class DeviceError(Exception):
-    """There is no such device; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def find_device(backend: str) -> Device:
 
     Raises
     ------
-    DeviceError
+    UserError
         If CuPy is not installed, cannot be imported or sees no GPU.
     """
     if backend == "cupy":
@@ -67,14 +64,14 @@ def _cupy() -> Device:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
         if error.name == "cupy":
-            raise DeviceError(
+            raise UserError(
                 "the package cupy is missing: pip install 'topk_np[cupy13]' for CUDA 13, "
                 "'topk_np[cupy12]' for CUDA 12"
             ) from error
         cause = error.__cause__ or error  # CuPy wraps it in a page of advice
-        raise DeviceError(f"CuPy cannot be imported: {' '.join(str(cause).split())}") from error
+        raise UserError(f"CuPy cannot be imported: {' '.join(str(cause).split())}") from error
     if problem := why_no_gpu():
-        raise DeviceError(problem)
+        raise UserError(problem)
     on_cpu = cupy.__version__.endswith("+cpu")
     runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(cupy.cuda.Device().id)

@@ -4,7 +4,7 @@ An experiment is a module with three functions: `prepare` loads what it needs an
 measure, `table` and `draw` show what was found. `EXPERIMENTS` has their names; `run` does one.
 """
 
-from topk_np.studies.names import EXPERIMENTS, ExperimentError
+from topk_np.studies.names import EXPERIMENTS
 from topk_np.studies.runner import run
 
-__all__ = ["EXPERIMENTS", "ExperimentError", "run"]
+__all__ = ["EXPERIMENTS", "run"]

@@ -27,10 +27,6 @@ Tick = Callable[[], object]
 """Called as work goes on: see `Prepared.steps`."""
 
 
-class ExperimentError(ValueError):
-    """What the user asked for cannot be done; the message is one line."""
-
-
 @dataclass(frozen=True)
 class Point:
     """What was measured with one setting."""

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from topk_np._process import Machine, write_whole
-from topk_np.studies.names import ExperimentError, Point, Result, Setting
+from topk_np._process import Machine, UserError, write_whole
+from topk_np.studies.names import Point, Result, Setting
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load_record(path: Path, /) -> Record:
 
     Raises
     ------
-    ExperimentError
+    UserError
         If it is not one.
     """
     try:
@@ -73,7 +73,7 @@ def load_record(path: Path, /) -> Record:
         found["points"] = [Point(**point) for point in found["points"]]
         return Record(**found)
     except (ValueError, TypeError, KeyError) as error:
-        raise ExperimentError(f"{path} is not a file of this command: {error}") from error
+        raise UserError(f"{path} is not a file of this command: {error}") from error
 
 
 def open_record(path: Path, experiment: str, about: dict[str, Any], /) -> Record:
@@ -82,7 +82,7 @@ def open_record(path: Path, experiment: str, about: dict[str, Any], /) -> Record
 
     Raises
     ------
-    ExperimentError
+    UserError
         If the points there were measured with something else.
     """
     about = json.loads(json.dumps(about))
@@ -92,7 +92,7 @@ def open_record(path: Path, experiment: str, about: dict[str, Any], /) -> Record
     for name in sorted(about.keys() | record.about.keys()):
         before, now = record.about.get(name), about.get(name)
         if before != now:
-            raise ExperimentError(
+            raise UserError(
                 f"{path} holds points with {name} {before!r:.60}, this run has {now!r:.60}: name "
                 "another folder with --out, or remove the file"
             )

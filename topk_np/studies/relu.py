@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topk_np._process import markdown
+from topk_np._process import UserError, markdown
 from topk_np.runs.classifying import evaluate
 from topk_np.runs.plots import COLOURS
 from topk_np.runs.records import CHECKPOINT, State, load_settings, load_state
-from topk_np.runs.settings import Settings, TrainError
+from topk_np.runs.settings import Settings
 from topk_np.runs.train import FOLDER, make_model, make_task, run
-from topk_np.studies.names import ExperimentError, Point, Prepared, Result, Setting, Tick
+from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
 from topk_np.studies.plots import columns, curves, dense_line
 from topk_np.studies.settings import describe
 from topk_np.studies.texts import digest
@@ -48,9 +48,9 @@ def prepare(model: str | None, /) -> Prepared:
         state = load_state(folder, like=first)
     except OSError as error:
         asked = "" if model is None else "--model "
-        raise ExperimentError(f"{asked}{folder}: there is no {CHECKPOINT}") from error
-    except (ParamsError, TrainError) as error:
-        raise ExperimentError(str(error) if model is None else f"--model: {error}") from error
+        raise UserError(f"{asked}{folder}: there is no {CHECKPOINT}") from error
+    except (ParamsError, UserError) as error:
+        raise UserError(str(error) if model is None else f"--model: {error}") from error
     examples = task.test[:TESTED]
     parameters = flatten(state.averaged).values()
     ks = [2**i for i in range(settings.hidden.bit_length()) if LEAST_K <= 2**i < settings.hidden]

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topk_np._process import markdown
+from topk_np._process import UserError, markdown
 from topk_np.models import bert
 from topk_np.models.bert import BertConfig
 from topk_np.models.bert_ends import Bert
 from topk_np.models.named import load_named
 from topk_np.models.tokenizer import Tokenizer
-from topk_np.studies.names import ExperimentError, Point, Prepared, Result, Setting, Tick
+from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
 from topk_np.studies.plots import columns, curves, dense_line
 from topk_np.studies.settings import describe, with_setting
 from topk_np.studies.texts import digest
@@ -65,14 +65,14 @@ def make_halves(tokenizer: Tokenizer, reviews: Sequence[str], /) -> np.ndarray:
 
     Raises
     ------
-    ExperimentError
+    UserError
         If there are too few reviews that are long enough.
     """
     inner = TOKENS - 2
     encoded = [tokenizer.encode(review) for review in reviews]
     long = [ids for ids in encoded if len(ids) >= 2 * inner + 2]
     if len(long) < REVIEWS:
-        raise ExperimentError(
+        raise UserError(
             f"{REVIEWS} reviews must have {2 * inner} tokens or more, got {len(long)} such ones"
         )
     chosen = [long[i] for i in np.linspace(0, len(long) - 1, REVIEWS).astype(int)]

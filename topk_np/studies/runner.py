@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from topk_np._process import cpu_seconds, describe_machine, make_folder, write_whole
-from topk_np.studies.names import Experiment, ExperimentError, Prepared, find
+from topk_np._process import UserError, cpu_seconds, describe_machine, make_folder, write_whole
+from topk_np.studies.names import Experiment, Prepared, find
 from topk_np.studies.records import Record, load_record, open_record
 
 
@@ -43,7 +43,7 @@ def run(
 
     Raises
     ------
-    ExperimentError, ModelError, FetchError, MissingDataError
+    UserError, ModelError, FetchError, MissingDataError
         With a message of one line.
     KeyboardInterrupt
         After Ctrl-C; the points that were measured are in the file.
@@ -55,10 +55,10 @@ def run(
     plots = out if plots is None else plots
     if show:
         if not path.exists():
-            raise ExperimentError(f"--show: there is no {path}")
+            raise UserError(f"--show: there is no {path}")
         record = load_record(path)
         if record.experiment != name or not record.points:
-            raise ExperimentError(f"--show: {path} has no points of {name}")
+            raise UserError(f"--show: {path} has no points of {name}")
     else:
         prepared = experiment.prepare(model)
         record = open_record(path, name, prepared.about)
@@ -86,7 +86,7 @@ def _measure(
 
     wanted = [setting for setting in prepared.settings if only in experiment.label(setting)]
     if not wanted:
-        raise ExperimentError(f"--only {only}: no setting's words hold this")
+        raise UserError(f"--only {only}: no setting's words hold this")
     missing = [setting for setting in wanted if not record.has(setting)]
     steps = sum(map(prepared.steps, missing))
     machine = describe_machine()

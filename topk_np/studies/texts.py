@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from topk_np._process import UserError
 from topk_np.models.tokenizer import Tokenizer
-from topk_np.studies.names import ExperimentError
 from topk_np.tasks.reviews import movie_reviews
 
 CHARACTERS = 8  # encoded at most for each token that is wanted
@@ -45,7 +45,7 @@ def sequences(tokenizer: Tokenizer, starts: Sequence[int], tokens: int, /) -> li
 
     Raises
     ------
-    ExperimentError
+    UserError
         If a source is too short.
     MissingDataError
         If the reviews are not there.
@@ -55,7 +55,7 @@ def sequences(tokenizer: Tokenizer, starts: Sequence[int], tokens: int, /) -> li
     for name, source in SOURCES.items():
         ids.append(tokenizer.encode(source()[: CHARACTERS * wanted]))
         if len(ids[-1]) < wanted:
-            raise ExperimentError(
+            raise UserError(
                 f"{name} must have {wanted:,} tokens for this model, got {len(ids[-1]):,}"
             )
     return [own[start : start + tokens] for start in starts for own in ids]

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from topk_np._process import UserError
 from topk_np.tasks.examples import Task
 
 # name: module, function, its first argument
@@ -24,7 +25,7 @@ TASKS: dict[str, tuple[str, str, Any]] = {
 }
 
 
-class MissingDataError(RuntimeError):
+class MissingDataError(UserError, RuntimeError):
     """A task's data are missing or damaged; the message is one line and says what brings them."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name, to_numpy
-from topk_np._process import write_whole
+from topk_np._process import UserError, write_whole
 from topk_np.training.trees import Tree, flatten, unflatten
 
 DTYPES = {
@@ -36,7 +36,7 @@ WRITER = {"writer": "topk_np"}  # a file that says so must have a hash
 UNKNOWN = "0" * 64  # what stands for the hash while it is computed
 
 
-class ParamsError(ValueError):
+class ParamsError(UserError, ValueError):
     """A file of parameters that is damaged, or not what was asked for; one line says what."""
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from topk_np.studies.demo.inputs import DemoError
+from topk_np._process import UserError
 
-__all__ = ["DemoError", "run"]
+__all__ = ["run"]
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
 
     Raises
     ------
-    DemoError, FetchError
+    UserError, FetchError
         With a message of one line.
     """
     from tqdm import tqdm
@@ -58,5 +58,5 @@ def run(
     try:
         save_plot(plot, rows, name, f"{tokens:,} tokens of {source}")
     except OSError as error:
-        raise DemoError(f"--plot {plot}: {error.strerror}") from error
+        raise UserError(f"--plot {plot}: {error.strerror}") from error
     print(f"\nPlot: {plot}")

@@ -11,11 +11,11 @@ import numpy as np
 
 from topk_np import dense_attention
 from topk_np._namespace import Array
+from topk_np._process import UserError
 from topk_np.models.llama import causal_attention
 from topk_np.models.llama_blocks import Llama
 from topk_np.models.scoring import NextTokens
 from topk_np.models.tokenizer import Tokenizer
-from topk_np.studies.demo.inputs import DemoError
 from topk_np.studies.prompts import Prompt, hide
 from topk_np.studies.reading import Watch, mass_of_layer, read
 
@@ -49,13 +49,13 @@ def make_prompt(tokenizer: Tokenizer, text: np.ndarray, /) -> Prompt:
 
     Raises
     ------
-    DemoError
+    UserError
         If there would be next to no text around it.
     """
     try:
         return hide(tokenizer, text, PASS_KEY)
     except ValueError as error:
-        raise DemoError(f"--tokens {error}") from error
+        raise UserError(f"--tokens {error}") from error
 
 
 def chosen_ks(ks: Sequence[int], /) -> list[int]:
