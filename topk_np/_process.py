@@ -257,3 +257,18 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], /) -> str:
         + " |"
         for line in (head, rule, *rows)
     )
+
+
+def describe_ks(setting: Mapping[str, Any], /) -> str:
+    """The k of a setting in words: ``attention_k``, ``ffn_k``, and others of `with_setting`."""
+    words = []
+    attention_k, ffn_k = setting.get("attention_k"), setting.get("ffn_k")
+    if attention_k is not None:
+        words.append(f"attention k = {attention_k:,}")
+    if "dense_layers" in setting:
+        layers = ", ".join(map(str, setting["dense_layers"]))
+        words[-1] += f", layer {layers} dense"
+    if ffn_k is not None:
+        by = ", by score" if setting.get("ffn_select") == "score" else ""
+        words.append(f"feed-forward k = {ffn_k:,}{by}")
+    return " and ".join(words) or "dense"

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topk_np.runs.batches import POOL, batch_at, longest
+from topk_np.runs.classifying import POOL, batch_at, longest
 from topk_np.tasks import Examples
 
 

@@ -19,10 +19,9 @@ from topk_np.cli import main
 from topk_np.models import Adapter, load_model
 from topk_np.models.decode import generate
 from topk_np.models.llama import loss_fwd
-from topk_np.runs import language as steps
-from topk_np.runs import loop
+from topk_np.runs import finetune, language, loop
 from topk_np.runs.finetune import prepare
-from topk_np.runs.finetune_settings import Settings
+from topk_np.runs.language import Settings
 from topk_np.runs.records import CHECKPOINT, LOG, read_log
 from topk_np.training import flatten, load_params
 
@@ -99,7 +98,9 @@ def test_what_was_trained_makes_the_model_that_was_tested_and_generates_with_it(
         assert not np.array_equal(factor, flatten(work.adapter.params)[path]), path
     model, tests = adapter.apply(load_model(tiny)), work.texts.tests(16)
     for name, own in (("dense", model), ("top-k", replace(model, ffn_k=9))):
-        assert steps.read(own, tests).perplexity == found["held_out"][name]["after"]["perplexity"]
+        assert (
+            language.read(own, tests).perplexity == found["held_out"][name]["after"]["perplexity"]
+        )
     capsys.readouterr()
     writes = ["generate", "--model", str(tiny), "--prompt", "the", "--max-tokens", "9"]
     texts = []
@@ -124,7 +125,7 @@ def test_a_run_in_two_parts_is_the_whole_run_bit_for_bit(
         calls.append(1)
         return loss_fwd(*arguments, **options)
 
-    monkeypatch.setattr(steps, "loss_fwd", counted)
+    monkeypatch.setattr(finetune, "loss_fwd", counted)
     chosen = [*usual, "--attention-k", "4", "--evaluate-every", "3", *options]
     assert main([*chosen, "--steps", "6", "--out", "whole"]) == 0
     assert main([*chosen, "--steps", "3", "--out", "parts"]) == 0
@@ -152,7 +153,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(
             os.kill(os.getpid(), signal.SIGINT)
         return loss_fwd(*arguments, **options)
 
-    monkeypatch.setattr(steps, "loss_fwd", interrupted)
+    monkeypatch.setattr(finetune, "loss_fwd", interrupted)
     chosen = [*usual, "--lora", "1", "--steps", "5"]
     assert main([*chosen, "--out", "run"]) == 130
     assert "go on with --resume --out run" in capsys.readouterr().err
@@ -179,7 +180,7 @@ def test_a_loss_that_is_nan_stops_with_a_message_and_keeps_the_checkpoint(
         loss, residuals = loss_fwd(*arguments, **options)
         return (np.asarray(np.nan) if len(calls) == 4 else loss), residuals
 
-    monkeypatch.setattr(steps, "loss_fwd", diverging)
+    monkeypatch.setattr(finetune, "loss_fwd", diverging)
     assert main([*usual, "--lora", "1", "--steps", "5", "--out", "run"]) == 2
     assert "error: the loss is nan at step 4, with --learning-rate 0.01" in capsys.readouterr().err
     tree, about = load_params(here / "run" / CHECKPOINT)
@@ -244,7 +245,7 @@ def test_ctrl_c_before_the_first_checkpoint_leaves_nothing_to_go_on_from(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(steps.FineTuning, "step", interrupted)
+    monkeypatch.setattr(finetune.FineTuning, "step", interrupted)
     assert main([*usual, "--out", "run"]) == 130
     assert "Interrupted; there is no checkpoint yet" in capsys.readouterr().err
     assert not (here / "run" / CHECKPOINT).exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from topk_np._process import UserError
-from topk_np.runs.texts import HELD_OUT, TESTED, Texts, documents, read_texts, split
+from topk_np.runs.language import HELD_OUT, TESTED, Texts, documents, read_texts, split
 
 
 class Letters:

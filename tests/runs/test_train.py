@@ -15,8 +15,7 @@ import pytest
 from tests.test_cli import fails
 from topk_np._process import UserError
 from topk_np.cli import main
-from topk_np.runs import classifying as steps
-from topk_np.runs import loop
+from topk_np.runs import classifying, loop
 from topk_np.runs import train as command
 from topk_np.runs.records import CHECKPOINT, LOG, read_log
 from topk_np.tasks import Task
@@ -106,7 +105,7 @@ def test_a_run_in_two_parts_is_the_whole_run_bit_for_bit(here: Path, attention: 
 def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint_to_go_on_from(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_step = steps.take_step
+    take_step = classifying.take_step
 
     def interrupted(*arguments: Any) -> Any:
         if arguments[1].step == 2:
@@ -114,7 +113,7 @@ def test_ctrl_c_ends_after_a_step_and_leaves_a_checkpoint_to_go_on_from(
         return take_step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "take_step", interrupted)
+        patch.setattr(command, "take_step", interrupted)
         assert trained("--steps", "6", "--out", "run") == 130
     assert "go on with --resume --out run" in capsys.readouterr().err
     assert load_params(here / "run" / CHECKPOINT)[1]["step"] == "3"
@@ -137,13 +136,13 @@ def test_lines_after_the_checkpoint_are_written_anew(here: Path) -> None:
 def test_a_loss_that_is_nan_stops_with_a_message_and_keeps_the_checkpoint(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take_step = steps.take_step
+    take_step = classifying.take_step
 
     def diverging(*arguments: Any) -> Any:
         state, measured = take_step(*arguments)
         return state, measured._replace(loss=float("nan")) if state.step == last else measured
 
-    monkeypatch.setattr(steps, "take_step", diverging)
+    monkeypatch.setattr(command, "take_step", diverging)
     for last, folder, kept in (
         (1, "new", ""),
         (4, "run", "; run keeps the last checkpoint before"),

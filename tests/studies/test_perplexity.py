@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from topk_np._process import describe_ks
 from topk_np.cli import main
 from topk_np.models import load_model
 from topk_np.models.llama import forward
 from topk_np.models.scoring import next_tokens
 from topk_np.studies import perplexity, run, texts
 from topk_np.studies.names import Point, Setting
-from topk_np.studies.settings import describe, with_setting
+from topk_np.studies.settings import with_setting
 
 SIZES = {
     "STARTS": (0, 100),
@@ -92,7 +93,7 @@ def test_missing_texts_say_what_brings_them(
 def test_settings_are_told_apart_by_their_words_and_change_the_model_as_they_say() -> None:
     settings = list(perplexity.settings())
     assert len({perplexity.label(setting) for setting in settings}) == len(settings)
-    assert describe({"tokens": 8}) == "dense"
+    assert describe_ks({"tokens": 8}) == "dense"
     model: Any = load_model(Path(__file__).parents[1] / "data" / "llama")
     changed = with_setting(model, {"attention_k": 64, "dense_layers": [0, 1], "ffn_k": 2})
     assert changed.attention_k == {0: None, 1: None, "rest": 64}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from topk_np.runs import texts
+from topk_np.runs import language as texts
 from topk_np.studies import repair, run
 from topk_np.studies.names import Point
 

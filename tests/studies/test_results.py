@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from topk_np.runs.classifying import Settings
 from topk_np.runs.records import CHECKPOINT, LOG
-from topk_np.runs.settings import Settings
 from topk_np.studies import results
 
 

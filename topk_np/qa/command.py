@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from topk_np._process import describe_machine, markdown, write_whole
+from topk_np._process import describe_ks, describe_machine, markdown, write_whole
 from topk_np.models.named import load_named
 from topk_np.models.t5_blocks import T5, T5Config, check_ks
 from topk_np.qa.answers import QAError, answer, prepared
 from topk_np.qa.evaluation import Evaluation, evaluate
 from topk_np.qa.files import Question, read_questions
 from topk_np.qa.published import datasets, published_table
-from topk_np.studies.settings import describe
 
 
 def run(
@@ -133,7 +132,7 @@ def _evaluate(
 
 def _label(model: T5 | Evaluation) -> str:
     """The k of a model in words."""
-    return describe({"attention_k": model.attention_k, "ffn_k": model.ffn_k})
+    return describe_ks({"attention_k": model.attention_k, "ffn_k": model.ffn_k})
 
 
 def _table(found: Sequence[Evaluation]) -> str:

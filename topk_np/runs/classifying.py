@@ -1,103 +1,120 @@
-"""One step of training a classifier, and its accuracy on a split."""
+"""Training a classifier: its settings, batches, one step, and its accuracy on a split."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from topk_np._namespace import Array
+from topk_np._process import one_thread
 from topk_np.layers import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
-from topk_np.runs.batches import batch_at, longest
-from topk_np.runs.loop import Measured
-from topk_np.runs.records import State
-from topk_np.runs.settings import Settings
-from topk_np.tasks import Examples, Task
-from topk_np.training.adamw import adamw
+from topk_np.runs.loop import Measured, descend
+from topk_np.runs.records import RunSettings, State
+from topk_np.tasks import Examples
 from topk_np.training.classifier import Classifier, classifier, classifier_bwd, classifier_fwd
-from topk_np.training.clipping import clip_by_global_norm
-from topk_np.training.schedules import constant
 from topk_np.training.trees import Tree, tree_map
-from topk_np.workers import Crew
 
+POOL = 16  # batches drawn together and sorted by length
 TESTED = 64  # examples at once
 
 
-class Tested(NamedTuple):
-    """How a classifier did on some examples."""
+@dataclass(frozen=True)
+class Settings(RunSettings):
+    """Settings of a classifier trained from scratch."""
 
-    loss: float
-    accuracy: float
-    tokens: int
-    """Without padding."""
+    task: str
+    attention: str = "dense"
+    k: int = 16
+    """Keys kept for each query, in top-k attention."""
+    ffn_k: int | None = None
+    """Feed-forward units kept for each token; None: all."""
+    seed: int = 0
+    batch: int = 32
+    learning_rate: float = 1e-3
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    hidden: int = 256
+    """Units of a feed-forward layer."""
+    features: int = 64
+    """Random features of a head, in Performer and RFA."""
+    recompute: bool = False
+    """Whether the backward pass recomputes the activations of a block instead of keeping them."""
+
+    WARMUP = 100
+    WEIGHT_DECAY = 0.01
+    AVERAGE = 0.995
+    """
+    The share of the running mean of the parameters that stays in each step. This mean is tested: it
+    does for accuracy what a falling learning rate does, and needs no end that is known before.
+    """
+    CHUNK = 64
+    """Queries at once in chunked attention."""
+
+    @property
+    def name(self) -> str:
+        """Task and method, as in the names of files."""
+        method = f"topk{self.k}" if self.attention == "topk" else self.attention
+        units = "" if self.ffn_k is None else f"-ffn{self.ffn_k}"
+        return f"{self.task}-{method}{units}-seed{self.seed}"
 
 
-@dataclass(frozen=True, eq=False)
-class Classifying:
-    """A classifier and its task, as the training loop takes them."""
+def batch_at(examples: Examples, size: int, /, *, seed: int, step: int) -> Examples:
+    """
+    The batch of a step: `Examples.batch`, `POOL` at a time, cut into batches of similar lengths.
 
-    model: Classifier
-    task: Task
-    settings: Settings
+    It depends on nothing but the arguments, so that training can go on from any step.
+    """
+    pool = examples.batch(POOL * size, seed=seed, step=step // POOL)
+    order = np.argsort(longest(pool), kind="stable")
+    turn = np.random.default_rng((seed, step // POOL)).permutation(POOL)[step % POOL]
+    return pool[order[turn * size : (turn + 1) * size]]
 
-    def step(self, state: State) -> tuple[State, Measured]:
-        """The state after a step on the batch that is next."""
-        settings = self.settings
-        batch = batch_at(self.task.train, settings.batch, seed=settings.seed, step=state.step)
-        return take_step(self.model, state, batch, settings)
 
-    def validate(self, state: State) -> Measured:
-        """How the running mean of the parameters does on the validation split."""
-        found = evaluate(self.model, state.averaged, self.task.validation)
-        return Measured(found.loss, found.tokens, found.accuracy)
+def longest(examples: Examples) -> np.ndarray:
+    """(n,) the length of each example, and of a pair that of the longer one."""
+    lengths: np.ndarray = examples.lengths.reshape(len(examples), -1).max(axis=1)
+    return lengths
 
 
 def take_step(
     model: Classifier, state: State, batch: Examples, settings: Settings
 ) -> tuple[State, Measured]:
-    """The state after a step on a batch, and how the model did before it."""
+    """The state after a step on a batch, and the figures of the batch before it."""
     # 1 logits = classifier(batch)
     # 2 loss = cross_entropy(logits, labels)
-    # 3 gradients, clipped
-    # 4 parameters and moments, moved on
-    # 5 the running mean of the parameters, whose first terms count for less and less
+    # 3 parameters and moments, moved along the clipped gradients
+    # 4 the running mean of the parameters, whose first terms count for less and less
     logits, residuals = classifier_fwd(batch.tokens, state.params, model, lengths=batch.lengths)
     loss, loss_residuals = cross_entropy_fwd(logits, batch.labels)
     grads = classifier_bwd(residuals, cross_entropy_bwd(loss_residuals, 1.0))
-    grads, norm = clip_by_global_norm(grads, settings.CLIP)
-    params, optimiser = adamw(
-        state.params,
-        grads,
-        state.optimiser,
-        learning_rate=constant(settings.learning_rate, warmup=settings.WARMUP)(state.step),
-        weight_decay=settings.WEIGHT_DECAY,
-        decays=tree_map(lambda array: array.ndim > 1, state.params),
-    )
+    moved, norm = descend(state, grads, settings)
     kept = min(settings.AVERAGE, (1 + state.step) / (10 + state.step))
-    averaged = tree_map(lambda old, new: kept * old + (1 - kept) * new, state.averaged, params)
-    found = _tested(float(loss), logits, batch)
-    measured = Measured(found.loss, found.tokens, found.accuracy, float(norm))
-    return state._replace(params=params, averaged=averaged, optimiser=optimiser), measured
+    averaged = tree_map(
+        lambda old, new: kept * old + (1 - kept) * new, state.averaged, moved.params
+    )
+    measured = _measured(float(loss), logits, batch)._replace(norm=norm)
+    return moved._replace(averaged=averaged), measured
 
 
-def evaluate(model: Classifier, params: Tree, examples: Examples) -> Tested:
-    """How a model does on a split: the mean over its examples."""
+def evaluate(model: Classifier, params: Tree, examples: Examples) -> Measured:
+    """The figures of a model on a split: means over its examples."""
     order = np.argsort(longest(examples), kind="stable")
-    found = []
-    with Crew(1):  # see `train`
+    losses, accuracies = [], []
+    with one_thread():
         for start in range(0, len(order), TESTED):
             some = examples[order[start : start + TESTED]]
             logits = classifier(some.tokens, params, model, lengths=some.lengths)
-            loss = float(cross_entropy(logits, some.labels))
-            found.append((_tested(loss, logits, some), len(some) / len(examples)))
-    return Tested(
-        loss=sum(one.loss * share for one, share in found),
-        accuracy=sum(one.accuracy * share for one, share in found),
-        tokens=sum(one.tokens for one, _ in found),
-    )
+            share = len(some) / len(examples)
+            losses.append(share * float(cross_entropy(logits, some.labels)))
+            accuracies.append(share * _accuracy(logits, some))
+    return Measured(sum(losses), examples.count, sum(accuracies))
 
 
-def _tested(loss: float, logits: Array, examples: Examples) -> Tested:
-    right = np.mean(np.argmax(logits, axis=1) == examples.labels)
-    return Tested(loss, float(right), int(examples.lengths.sum()))
+def _measured(loss: float, logits: Array, examples: Examples) -> Measured:
+    return Measured(loss, examples.count, _accuracy(logits, examples))
+
+
+def _accuracy(logits: Array, examples: Examples) -> float:
+    return float(np.mean(np.argmax(logits, axis=1) == examples.labels))

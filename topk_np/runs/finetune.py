@@ -1,32 +1,28 @@
-"""What ``python -m topk_np finetune`` does."""
+"""The program ``python -m topk_np finetune``: train a pretrained language model further."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from topk_np._namespace import nbytes
-from topk_np._process import UserError, make_folder, peak_memory, write_whole
-from topk_np.models.adapter import AdapterError
+from topk_np._process import MEBI, UserError, describe_ks
+from topk_np.models.adapter import Adapter, AdapterError
+from topk_np.models.llama import loss_bwd, loss_fwd
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
-from topk_np.runs import finetune_report as report
-from topk_np.runs.finetune_settings import Settings
-from topk_np.runs.folders import choose_folder, resumed
-from topk_np.runs.language import FineTuning, Reading, make_adapter, read
-from topk_np.runs.progress import train_with_bar
-from topk_np.runs.records import CHECKPOINT, State, load_state, read_log
-from topk_np.runs.texts import read_texts
+from topk_np.runs import loop
+from topk_np.runs.language import Reading, Settings, Texts, make_adapter, read, read_texts
+from topk_np.runs.loop import Facts, Measured, descend
+from topk_np.runs.records import State
 from topk_np.training.trees import flatten
 
-FOLDER, ADAPTER, RESULTS = "topk_np_finetune", "adapter.safetensors", "results.json"
+FOLDER, ADAPTER = "topk_np_finetune", "adapter.safetensors"
 RATES = {True: 1e-3, False: 3e-5}
 """Learning rates of low-rank updates, and of the weights themselves."""
+WIDTH = 34  # of the words in the report
 
 
 def run(
@@ -39,20 +35,14 @@ def run(
     only: Sequence[str] = (),
     learning_rate: float | None = None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Facts:
     """
     Fine-tune, and leave a checkpoint, a log, what was trained and results in a folder.
 
     Parameters
     ----------
-    steps : int
-        Steps in all, with those before a checkpoint.
-    out : Path, optional
-        The folder; by default one named after the run, in `FOLDER`.
-    resume : bool
-        Whether to go on from the checkpoint there.
-    evaluate_every : int
-        Steps between two looks at the held-out text.
+    steps, out, resume, evaluate_every
+        As for `topk_np.runs.loop.run`.
     text : sequence of Path
         Files to train on and to test with; by default Python's own documentation.
     only : sequence of str
@@ -65,18 +55,15 @@ def run(
     Returns
     -------
     dict
-        What the file of results has.
+        The content of the file of results.
 
     Raises
     ------
-    UserError, ParamsError, AdapterError, ModelError, FetchError
+    UserError
         With a message of one line.
     KeyboardInterrupt
         After Ctrl-C; the checkpoint and what was trained so far are there then.
     """
-    import safetensors  # noqa: F401  not only when the first checkpoint is to be saved
-    import tqdm  # noqa: F401
-
     low_rank = settings.get("lora") is not None
     chosen = Settings(
         text=tuple(map(str, text)),
@@ -84,52 +71,15 @@ def run(
         learning_rate=RATES[low_rank] if learning_rate is None else learning_rate,
         **settings,
     )
-    folder = choose_folder(Path(FOLDER) / chosen.name, out=out, resume=resume)
-    work = prepare(chosen)
-    state = State.first(work.adapter.params, averaged=False)
-    if resume:
-        state = resumed(folder, chosen, state)
-    make_folder("--out", folder)
-
-    trained = sum(array.size for array in flatten(state.params).values())
-    print(report.heading(chosen, work, trained))
-    print(f"Folder: {folder}")
-    tests = work.texts.tests(chosen.length)
-    before = _read(work.model, tests, "before")
-    try:
-        state = train_with_bar(
-            work, state, folder, name=chosen.name, steps=steps, evaluate_every=evaluate_every
-        )
-    except KeyboardInterrupt:
-        if (folder / CHECKPOINT).exists():
-            _save(work, load_state(folder, like=state), folder)
-        raise
-    memory = peak_memory()
-    _save(work, state, folder)
-    after = _read(work.tuned(state), tests, "after")
-    tokens = sum(line.get("tokens", 0) for line in read_log(folder))
-    found = {
-        "settings": asdict(chosen),
-        "steps": state.step,
-        "trained": trained,
-        "trained_bytes": sum(map(nbytes, flatten(state.params).values())),
-        "seconds": round(state.seconds, 2),
-        "cpu_seconds": round(state.cpu, 2),
-        "tokens_per_second": round(tokens / state.seconds, 1) if state.seconds else 0.0,
-        "peak_memory": memory,
-        "held_out_tokens": tests.size,
-        "held_out": {
-            name: {
-                when: {"perplexity": found[name].perplexity, "accuracy": found[name].accuracy}
-                for when, found in (("before", before), ("after", after))
-            }
-            for name in before
-        },
-    }
-    write_whole(folder / RESULTS, (json.dumps(found, indent=1) + "\n").encode())
-    print(report.results(found))
-    print(f"What was trained, for --adapter and Adapter.load: {folder / ADAPTER}")
-    return found
+    return loop.run(
+        chosen,
+        prepare,
+        home=FOLDER,
+        steps=steps,
+        out=out,
+        resume=resume,
+        evaluate_every=evaluate_every,
+    )
 
 
 def prepare(settings: Settings, /) -> FineTuning:
@@ -151,18 +101,113 @@ def prepare(settings: Settings, /) -> FineTuning:
     return FineTuning(model, adapter, texts, settings)
 
 
-def _save(work: FineTuning, state: State, folder: Path) -> None:
-    work.trained(state).save(folder / ADAPTER, settings=work.settings.dumps())
+@dataclass(frozen=True, eq=False)
+class FineTuning:
+    """A model, the part of it that is trained, and texts, as `topk_np.runs.loop.Work`."""
+
+    model: Llama
+    adapter: Adapter
+    texts: Texts
+    settings: Settings
+
+    def first(self) -> State:
+        """The state before the first step."""
+        return State.first(self.adapter.params, averaged=False)
+
+    def heading(self, state: State) -> str:
+        """Model, method, and the sizes of what is trained and read."""
+        settings = self.settings
+        trained = sum(array.size for array in flatten(state.params).values())
+        what = "weights" if settings.lora is None else f"numbers in updates of rank {settings.lora}"
+        source = ", ".join(settings.text) or "Python's documentation"
+        return (
+            f"{settings.model}: {describe_ks(asdict(settings))}; {trained:,} {what} are trained\n"
+            f"{source}: {len(self.texts.training):,} tokens to train on, "
+            f"{self.texts.tests(settings.length).size:,} held out"
+        )
+
+    def step(self, state: State) -> tuple[State, Measured]:
+        """The state after a step on the next batch."""
+        settings = self.settings
+        tokens = self.texts.batch(
+            settings.batch, settings.length, seed=settings.seed, step=state.step
+        )
+        # 1 weights = those of the model, with what is trained in their place or merged in
+        # 2 loss of each token, predicted from those before it
+        # 3 parameters and moments, moved along the clipped gradients of what is trained
+        adapter = self.trained(state)
+        loss, residuals = loss_fwd(adapter.apply(self.model), tokens, recompute=settings.recompute)
+        grads = loss_bwd(residuals, keep=adapter.keep())
+        del residuals
+        moved, norm = descend(state, grads, settings)
+        return moved, Measured(float(loss), settings.batch * (settings.length - 1), norm=norm)
+
+    def validate(self, state: State) -> Measured:
+        """The figures of the model on the held-out text."""
+        found = read(self.tuned(state), self.texts.tests(self.settings.length))
+        return Measured(found.loss, found.tokens, found.accuracy)
+
+    def trained(self, state: State) -> Adapter:
+        """The part that is trained, after the steps taken."""
+        return replace(self.adapter, params=state.params)
+
+    def tuned(self, state: State) -> Llama:
+        """The model after the steps taken."""
+        return self.trained(state).apply(self.model)
+
+    def leave(self, state: State, folder: Path) -> None:
+        """Save the part that was trained."""
+        self.trained(state).save(folder / ADAPTER, settings=self.settings.dumps())
+
+    def results(self, state: State, facts: Facts) -> Facts:
+        """Read the held-out text, with the model as it was and as it is."""
+        tests, trained = self.texts.tests(self.settings.length), flatten(state.params).values()
+        before, after = (_read(model, tests) for model in (self.model, self.tuned(state)))
+        return {
+            **{name: fact for name, fact in facts.items() if name != "memory_before_training"},
+            "trained": sum(array.size for array in trained),
+            "trained_bytes": sum(map(nbytes, trained)),
+            "held_out_tokens": tests.size,
+            "held_out": {
+                name: {
+                    when: {"perplexity": found[name].perplexity, "accuracy": found[name].accuracy}
+                    for when, found in (("before", before), ("after", after))
+                }
+                for name in before
+            },
+        }
+
+    def report(self, found: Facts, folder: Path) -> None:
+        """Print the results."""
+        print(describe(found))
+        print(f"What was trained, for --adapter and Adapter.load: {folder / ADAPTER}")
 
 
-def _read(model: Llama, tests: np.ndarray, when: str) -> dict[str, Reading]:
-    """How well the held-out text is read with the model's k, and dense."""
+def _read(model: Llama, tests: Any) -> dict[str, Reading]:
+    """Read the held-out text with the model's k, and dense."""
     from tqdm import tqdm
 
-    ways = {"dense": replace(model, attention_k=None, ffn_k=None)}
+    models = {"dense": replace(model, attention_k=None, ffn_k=None)}
     if not (model.attention_k is None and model.ffn_k is None):
-        ways = {"top-k": model, **ways}
+        models = {"top-k": model, **models}
     with tqdm(
-        total=len(ways) * len(tests), desc=f"held-out text, {when}", unit="text", leave=False
+        total=len(models) * len(tests), desc="held-out text", unit="text", leave=False
     ) as bar:
-        return {name: read(way, tests, bar.update) for name, way in ways.items()}
+        return {name: read(own, tests, bar.update) for name, own in models.items()}
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """Perplexity on the held-out text before and after."""
+    lines = [
+        f"{found['steps']:,} steps in {found['seconds']:.1f} s, "
+        f"{found['tokens_per_second']:,.0f} tokens/s, "
+        f"{found['peak_memory'] / MEBI:,.0f} MiB at the peak",
+        "",
+        f"{'perplexity on the held-out text':{WIDTH}}{'before':>10}{'after':>10}",
+        "-" * (WIDTH + 20),
+    ]
+    for name, times in found["held_out"].items():
+        words = f"  {name}" if name == "dense" else "  as it was trained"
+        before, after = (times[when]["perplexity"] for when in ("before", "after"))
+        lines.append(f"{words:{WIDTH}}{before:10.2f}{after:10.2f}")
+    return "\n".join(lines)

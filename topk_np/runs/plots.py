@@ -9,25 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from topk_np._plots import COLOURS, QUIET, STYLE
 from topk_np.runs.records import Line
 
-INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
-# Told apart by colour-blind readers.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a06a00")
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PALE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "axes.titlesize": 12,
-    "legend.frameon": False,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-}
 WINDOW = 50  # steps whose mean is one point of a curve
 NEAR = 0.05  # of the height of a panel, which a name takes
 

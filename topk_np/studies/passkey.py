@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topk_np import KVCache
-from topk_np._process import markdown
+from topk_np._process import describe_ks, markdown
 from topk_np.models.llama import forward
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
 from topk_np.models.scoring import next_tokens
 from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
 from topk_np.studies.prompts import Prompt, hide
-from topk_np.studies.settings import describe, with_setting
+from topk_np.studies.settings import with_setting
 from topk_np.studies.texts import SOURCES, digest, sequences
 
 if TYPE_CHECKING:
@@ -98,13 +98,13 @@ def find_keys(model: Llama, prompts: Sequence[Prompt], tick: Tick, /) -> list[bo
 
 def label(setting: Setting, /) -> str:
     """A setting in words."""
-    return describe(setting)
+    return describe_ks(setting)
 
 
 def table(points: Sequence[Point], /) -> str:
     """How many keys are found."""
     tries = len(points[0].result["right"])
-    rows = [[describe(p.setting), f"{p.result['found']} of {tries}"] for p in points]
+    rows = [[describe_ks(p.setting), f"{p.result['found']} of {tries}"] for p in points]
     return markdown([f"{TOKENS:,} tokens", "keys found"], rows)
 
 
@@ -112,7 +112,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
     """A dot for each try, by how deep the key is hidden; a full one where it is found."""
     from matplotlib.figure import Figure
 
-    from topk_np.runs.plots import COLOURS, QUIET
+    from topk_np._plots import COLOURS, QUIET
 
     tries = len(points[0].result["right"])
     depths = (np.arange(tries) + 0.5) / tries
@@ -128,7 +128,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
         axes.annotate(
             f"{point.result['found']} of {tries}", (1.03, row), va="center", annotation_clip=False
         )
-    axes.set_yticks(range(len(points)), [describe(point.setting) for point in points])
+    axes.set_yticks(range(len(points)), [describe_ks(point.setting) for point in points])
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["beginning", "middle", "end"])

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np._process import markdown, run_alone
+from topk_np._plots import COLOURS, columns, curves, dense_line, ratios
+from topk_np._process import describe_ks, markdown, run_alone
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
-from topk_np.runs.plots import COLOURS
 from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.plots import columns, curves, dense_line, ratios
 from topk_np.studies.reading import mass_of_layer, read
-from topk_np.studies.settings import describe, with_setting
+from topk_np.studies.settings import with_setting
 from topk_np.studies.texts import SOURCES, digest, sequences
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def _read_long(model: str, texts: Sequence[np.ndarray], setting: Setting) -> Res
 
 def label(setting: Setting, /) -> str:
     """A setting in words."""
-    return f"{setting['tokens']:,} tokens, {describe(setting)}"
+    return f"{setting['tokens']:,} tokens, {describe_ks(setting)}"
 
 
 def table(points: Sequence[Point], /) -> str:
@@ -149,7 +148,7 @@ def _table(tokens: int, points: Sequence[Point]) -> str:
         losses = found["losses"]
         rows.append(
             [
-                describe(point.setting),
+                describe_ks(point.setting),
                 f"{found['perplexity']:,.2f}",
                 f"{found['perplexity'] / dense - 1:+,.1%}"
                 if dense and dense != found["perplexity"]

@@ -10,21 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topk_np._process import UserError, markdown
-from topk_np.runs.classifying import evaluate
-from topk_np.runs.plots import COLOURS
+from topk_np._plots import COLOURS, columns, curves, dense_line
+from topk_np._process import UserError, describe_ks, markdown, one_thread
+from topk_np.runs.classifying import Settings, evaluate
 from topk_np.runs.records import CHECKPOINT, State, load_settings, load_state
-from topk_np.runs.settings import Settings
 from topk_np.runs.train import FOLDER, make_model, make_task, run
 from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.plots import columns, curves, dense_line
-from topk_np.studies.settings import describe
 from topk_np.studies.texts import digest
 from topk_np.tasks import Examples
 from topk_np.training.classifier import Classifier, classifier_fwd
 from topk_np.training.params import ParamsError
 from topk_np.training.trees import Tree, flatten
-from topk_np.workers import Crew
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +95,7 @@ def measure(
 def active_units(model: Classifier, params: Tree, examples: Examples, /) -> list[np.ndarray]:
     """For each layer and each token that is no padding, how many units are above zero."""
     whole = replace(model.block, ffn_k=model.hidden, recompute=False)  # keeps all scores
-    with Crew(1):
+    with one_thread():
         _, residuals = classifier_fwd(
             examples.tokens, params, replace(model, block=whole), lengths=examples.lengths
         )
@@ -109,7 +105,7 @@ def active_units(model: Classifier, params: Tree, examples: Examples, /) -> list
 
 def label(setting: Setting, /) -> str:
     """A setting in words."""
-    return describe(setting)
+    return describe_ks(setting)
 
 
 def table(points: Sequence[Point], /) -> str:

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topk_np._process import markdown
+from topk_np._process import describe_ks, markdown, one_thread
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
-from topk_np.runs.finetune_settings import Settings
-from topk_np.runs.language import FineTuning, make_adapter, read
+from topk_np.runs.finetune import FineTuning
+from topk_np.runs.language import Settings, Texts, make_adapter, read, read_texts
 from topk_np.runs.records import State
-from topk_np.runs.texts import Texts, read_texts
 from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.settings import describe, with_setting
+from topk_np.studies.settings import with_setting
 from topk_np.studies.texts import digest
-from topk_np.workers import Crew
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +68,7 @@ def measure(
     work = FineTuning(model, adapter, texts, training)
     before, losses = perplexity(model, setting), []
     state = State.first(adapter.params, averaged=False)
-    with Crew(1):  # see `topk_np.runs.loop.train`
+    with one_thread():
         for _ in range(STEPS):
             state, measured = work.step(state)
             losses.append(round(measured.loss, 4))
@@ -91,7 +89,7 @@ def _others(setting: Setting) -> list[Setting]:
 
 def label(setting: Setting, /) -> str:
     """A setting in words."""
-    return describe(setting)
+    return describe_ks(setting)
 
 
 def table(points: Sequence[Point], /) -> str:
@@ -106,7 +104,7 @@ def table(points: Sequence[Point], /) -> str:
             tuned_dense = f"{_of(dense, setting):.2f}"
             share = f"{repaired(found, dense):.0%}" if setting else ""
         before, after = f"{found['before']:.2f}", f"{found['after']:.2f}" if setting else ""
-        rows.append([describe(setting), before, tuned_dense, after, share])
+        rows.append([describe_ks(setting), before, tuned_dense, after, share])
     return markdown(head, rows)
 
 
@@ -134,7 +132,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
         return {}
     from matplotlib.figure import Figure
 
-    from topk_np.runs.plots import COLOURS, PALE
+    from topk_np._plots import COLOURS, PALE
 
     groups = []
     for point in points:

@@ -18,10 +18,9 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from topk_np._process import describe_machine, write_whole
-from topk_np.runs.records import CHECKPOINT, Line, read_log
-from topk_np.runs.report import method
-from topk_np.runs.settings import Settings
-from topk_np.runs.train import RESULTS
+from topk_np.runs.classifying import Settings
+from topk_np.runs.records import CHECKPOINT, RESULTS, Line, read_log
+from topk_np.runs.train import method
 
 
 class Budget(NamedTuple):

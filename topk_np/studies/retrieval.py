@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from topk_np._process import UserError, markdown
+from topk_np._plots import columns, curves, dense_line
+from topk_np._process import UserError, describe_ks, markdown
 from topk_np.models import bert
 from topk_np.models.bert import BertConfig
 from topk_np.models.bert_ends import Bert
 from topk_np.models.named import load_named
 from topk_np.models.tokenizer import Tokenizer
 from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.plots import columns, curves, dense_line
-from topk_np.studies.settings import describe, with_setting
+from topk_np.studies.settings import with_setting
 from topk_np.studies.texts import digest
 from topk_np.tasks.reviews import movie_reviews
 
@@ -109,7 +109,7 @@ def measure(model: Bert, halves: np.ndarray, setting: Setting, tick: Tick, /) ->
 
 def label(setting: Setting, /) -> str:
     """A setting in words."""
-    return describe(setting)
+    return describe_ks(setting)
 
 
 def table(points: Sequence[Point], /) -> str:
@@ -118,7 +118,7 @@ def table(points: Sequence[Point], /) -> str:
     head = [f"{TOKENS} tokens", "top-1", "recall@10", "top-1 as dense"]
     rows = [
         [
-            describe(point.setting),
+            describe_ks(point.setting),
             f"{point.result['top_1']:.3f}",
             f"{point.result['recall_at_10']:.3f}",
             "" if share is None else f"{share:.3f}",

@@ -69,7 +69,7 @@ def run(
     print(tables)
     write_whole(out / f"{name}.md", (tables + "\n").encode())
     make_folder("--plots", plots)
-    from topk_np.runs.plots import STYLE
+    from topk_np._plots import STYLE
 
     with mpl.rc_context(STYLE):
         for stem, figure in experiment.draw(record.points).items():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from topk_np.runs.plots import COLOURS, STYLE
+from topk_np._plots import COLOURS, STYLE
 from topk_np.studies.demo.experiment import Row
 
 TOPK, DENSE = COLOURS[:2]

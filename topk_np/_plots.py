@@ -1,14 +1,30 @@
-"""What plots of experiments share: curves against k."""
+"""Colours, style and curves that the plots of programs share."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from topk_np.runs.plots import COLOURS, QUIET
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
+# Colour-blind readers can tell them apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a06a00")
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.titlesize": 12,
+    "legend.frameon": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+}
 
 
 def curves(axes: Any, series: Mapping[str, Mapping[int, float]], /) -> None:
@@ -53,7 +69,7 @@ def dense_line(axes: Any, height: float, /, *, above: bool) -> None:
 
 
 def columns(count: int, /) -> tuple[Figure, Sequence[Any]]:
-    """A figure with so many panels side by side."""
+    """A figure with some panels side by side."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * count, 4.2), layout="constrained")
