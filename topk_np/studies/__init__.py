@@ -1,10 +1,12 @@
-"""Experiments: what top-k does to trained models, measured point by point and kept in a file.
+"""
+Studies of the effect of top-k on trained models, measured point by point and kept in a file.
 
-An experiment is a module with three functions: `prepare` loads what it needs and says what to
-measure, `table` and `draw` show what was found. `EXPERIMENTS` has their names; `run` does one.
+A study is a module with four functions: `prepare` loads what it needs and lists the settings to
+measure with, `label` names a setting, `table` and `draw` show the results. `EXPERIMENTS` has the
+names of the studies; `run` does one. `demo` is a preset of them, and `results` makes the runs of
+training that the documentation reports.
 """
 
-from topk_np.studies.names import EXPERIMENTS
-from topk_np.studies.runner import run
+from topk_np.studies.runner import EXPERIMENTS, run
 
 __all__ = ["EXPERIMENTS", "run"]

@@ -1,4 +1,4 @@
-"""Whether SmolLM2 finds a pass key that is hidden in a text, with top-k."""
+"""Search of SmolLM2, dense and with top-k, for a pass key that is hidden in a text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from topk_np.models.llama import forward
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
 from topk_np.models.scoring import next_tokens
-from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.prompts import Prompt, hide
-from topk_np.studies.settings import with_setting
-from topk_np.studies.texts import SOURCES, digest, sequences
+from topk_np.studies.reading import SOURCES, Prompt, digest, hide, sequences, with_setting
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +48,7 @@ def prepare(model: str | None, /) -> Prepared:
 
 
 def settings() -> Iterator[Setting]:
-    """What is measured."""
+    """The settings to measure with."""
     yield {}
     yield from ({"attention_k": k} for k in ATTENTION_KS)
     yield from ({"ffn_k": k} for k in FFN_KS)
@@ -66,7 +64,7 @@ def make_prompts(model: Llama, texts: Sequence[np.ndarray], /) -> list[Prompt]:
 
 
 def measure(model: Llama, prompts: Sequence[Prompt], setting: Setting, tick: Tick, /) -> Result:
-    """Ask for all keys: which are found, a mark for each, those near the beginning first."""
+    """Ask for all keys: the number found, and a mark for each, those near the beginning first."""
     own, texts = with_setting(model, setting), len(SOURCES)
     right = [False] * len(prompts)
     for first in range(texts):
@@ -76,9 +74,9 @@ def measure(model: Llama, prompts: Sequence[Prompt], setting: Setting, tick: Tic
 
 def find_keys(model: Llama, prompts: Sequence[Prompt], tick: Tick, /) -> list[bool]:
     """
-    Whether each key is found, of prompts with one text, the key ever deeper in it.
+    Look for the key of each prompt, of prompts with one text in which the key is ever deeper.
 
-    What comes before a key is read once: the next prompt goes on with its keys and values.
+    The text before a key is read once: the next prompt goes on with its keys and values.
     """
     caches = [KVCache(capacity=len(prompts[0].ids)) for _ in model.params["layers"]]
     right, done = [], 0
@@ -102,7 +100,7 @@ def label(setting: Setting, /) -> str:
 
 
 def table(points: Sequence[Point], /) -> str:
-    """How many keys are found."""
+    """The number of keys that are found."""
     tries = len(points[0].result["right"])
     rows = [[describe_ks(p.setting), f"{p.result['found']} of {tries}"] for p in points]
     return markdown([f"{TOKENS:,} tokens", "keys found"], rows)

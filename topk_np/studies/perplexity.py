@@ -1,4 +1,4 @@
-"""How well SmolLM2 reads with top-k attention, with top-k feed-forward layers, and with both."""
+"""Perplexity of SmolLM2 with top-k attention, with top-k feed-forward layers, and with both."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ import numpy as np
 
 from topk_np._namespace import Array
 from topk_np._plots import COLOURS, columns, curves, dense_line, ratios
-from topk_np._process import describe_ks, markdown, run_alone
+from topk_np._process import MEBI, describe_ks, markdown, run_alone
 from topk_np.models.llama_blocks import Llama, LlamaConfig
 from topk_np.models.named import load_named
-from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.reading import mass_of_layer, read
-from topk_np.studies.settings import with_setting
-from topk_np.studies.texts import SOURCES, digest, sequences
+from topk_np.studies.reading import SOURCES, digest, mass_of_layer, read, sequences, with_setting
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STARTS = (0, 40_000)  # tokens into a source
 SHORT, LONGER, LONG = 1024, 2048, 8192
-"""Lengths; what reads the longest is a process of its own, whose peak of memory is measured."""
+"""Lengths; the longest is read in a process of its own, whose peak of memory is measured."""
 SEQUENCES = {SHORT: 4, LONGER: 2, LONG: 1}
-"""How many are read of each length."""
+"""The number of sequences of each length."""
 ATTENTION_KS = (256, 128, 64, 32, 16, 8)
 FFN_KS = (1024, 768, 512, 384, 256, 128)
-MEBI = 2**20
 
 
 def prepare(model: str | None, /) -> Prepared:
@@ -52,7 +49,7 @@ def prepare(model: str | None, /) -> Prepared:
 
 
 def settings() -> Iterator[Setting]:
-    """What is measured, the short texts first."""
+    """The settings to measure with, the short texts first."""
     short: Setting = {"tokens": SHORT}
     yield short
     yield from (short | {"attention_k": k} for k in ATTENTION_KS)

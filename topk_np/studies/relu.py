@@ -1,4 +1,4 @@
-"""How few feed-forward units a ReLU transformer trained from scratch needs for each token."""
+"""Accuracy of a ReLU transformer trained from scratch, with few feed-forward units a token."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from topk_np._process import UserError, describe_ks, markdown, one_thread
 from topk_np.runs.classifying import Settings, evaluate
 from topk_np.runs.records import CHECKPOINT, State, load_settings, load_state
 from topk_np.runs.train import FOLDER, make_model, make_task, run
-from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.texts import digest
-from topk_np.tasks import Examples
+from topk_np.studies.reading import digest
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
+from topk_np.tasks import Examples, MissingDataError
 from topk_np.training.classifier import Classifier, classifier_fwd
-from topk_np.training.params import ParamsError
 from topk_np.training.trees import Tree, flatten
 
 if TYPE_CHECKING:
@@ -32,20 +31,21 @@ LEAST_K = 2
 
 
 def prepare(model: str | None, /) -> Prepared:
-    """Load the run in a folder, or train one, and what it is tested with."""
+    """Load the run in a folder, or train one, and the examples to test it with."""
     folder = Path(FOLDER) / f"{TASK}-relu" if model is None else Path(model)
+    if model is None:
+        _train(folder)
     try:
-        if model is None:
-            _train(folder)
         settings = load_settings(folder, Settings)
         task = make_task(settings.task)
         made = make_model(settings, task)
         first = State.first(made.init(np.random.default_rng(0)), averaged=True)
         state = load_state(folder, like=first)
     except OSError as error:
-        asked = "" if model is None else "--model "
-        raise UserError(f"{asked}{folder}: there is no {CHECKPOINT}") from error
-    except (ParamsError, UserError) as error:
+        raise UserError(f"--model {folder}: there is no {CHECKPOINT}") from error
+    except MissingDataError:  # of the task
+        raise
+    except UserError as error:
         raise UserError(str(error) if model is None else f"--model: {error}") from error
     examples = task.test[:TESTED]
     parameters = flatten(state.averaged).values()
@@ -74,7 +74,7 @@ def _train(folder: Path) -> None:
 def measure(
     model: Classifier, params: Tree, examples: Examples, setting: Setting, tick: Tick, /
 ) -> Result:
-    """Accuracy with so many units for each token; with all of them also how many are active."""
+    """Accuracy with k units for each token; with all of them also the number that are active."""
     kept = replace(model, block=replace(model.block, ffn_k=setting.get("ffn_k")))
     found = []
     for start in range(0, len(examples), BATCH):
@@ -93,7 +93,7 @@ def measure(
 
 
 def active_units(model: Classifier, params: Tree, examples: Examples, /) -> list[np.ndarray]:
-    """For each layer and each token that is no padding, how many units are above zero."""
+    """For each layer and each token except padding, the number of units above zero."""
     whole = replace(model.block, ffn_k=model.hidden, recompute=False)  # keeps all scores
     with one_thread():
         _, residuals = classifier_fwd(
@@ -109,7 +109,7 @@ def label(setting: Setting, /) -> str:
 
 
 def table(points: Sequence[Point], /) -> str:
-    """Accuracy by k, and of how many tokens all active units are kept."""
+    """Accuracy by k, and the share of tokens whose active units are all kept."""
     active = _active(points)
     head = ["", "accuracy", "loss", "tokens with no more active units"]
     rows = []
@@ -127,7 +127,7 @@ def table(points: Sequence[Point], /) -> str:
 
 
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
-    """Accuracy by k, and how many units are active for how many tokens."""
+    """Accuracy by k, and the tokens by their number of active units."""
     active = _active(points)
     swapped = {p.setting["ffn_k"]: p.result["accuracy"] for p in points if p.setting}
     if active is None or not swapped:
@@ -148,7 +148,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
 
 
 def _active(points: Sequence[Point]) -> np.ndarray | None:
-    """(layers, units + 1): how many tokens have so many active units."""
+    """(layers, units + 1): the tokens counted by their number of active units."""
     found: Iterator[Result] = (point.result for point in points if not point.setting)
     dense = next(found, None)
     return None if dense is None else np.asarray(dense["active"])

@@ -1,4 +1,4 @@
-"""How much of what top-k costs SmolLM2 is repaired by a few dozen steps of training with it."""
+"""Repair of the cost of top-k to SmolLM2 by a few dozen steps of training with it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from topk_np.models.named import load_named
 from topk_np.runs.finetune import FineTuning
 from topk_np.runs.language import Settings, Texts, make_adapter, read, read_texts
 from topk_np.runs.records import State
-from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.settings import with_setting
-from topk_np.studies.texts import digest
+from topk_np.studies.reading import digest, with_setting
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +82,7 @@ def measure(
 
 
 def _others(setting: Setting) -> list[Setting]:
-    """What the tuned model is read with too: dense where it was tuned with top-k, and back."""
+    """Other settings for the tuned model: dense where it was tuned with top-k, and back."""
     return [{}] if setting else [other for other in SETTINGS if other]
 
 
@@ -93,7 +92,7 @@ def label(setting: Setting, /) -> str:
 
 
 def table(points: Sequence[Point], /) -> str:
-    """Each setting before and after, and beside it the dense model that was tuned the same way."""
+    """Each setting before and after, next to the dense model that was tuned the same way."""
     dense = next((point.result for point in points if not point.setting), None)
     head = ["perplexity on held-out text", "not tuned", "tuned dense", "tuned with it", "repaired"]
     rows = []
@@ -110,12 +109,12 @@ def table(points: Sequence[Point], /) -> str:
 
 def repaired(found: Result, dense: Result, /) -> float:
     """
-    The share of the loss that top-k costs without training and no more with it.
+    The share of the cost of top-k that training with it repairs; NaN where it costs nothing.
 
-    What it costs is the loss beyond that of the dense model, before, or tuned the same way.
+    The cost is the loss beyond that of the dense model, before, or tuned the same way.
     """
     before, after = (math.log(found[when] / dense[when]) for when in ("before", "after"))
-    return 1 - after / before
+    return 1 - after / before if before else math.nan
 
 
 def _of(dense: Result, setting: Setting) -> float:

@@ -1,8 +1,9 @@
 """
 The runs that the documentation reports, one JSON file each, and the table and plots made of them.
 
-``python -m topk_np.studies.results`` trains what is missing; stopped by Ctrl-C, it goes on later
-where it was. ``--only dense`` takes the runs with that in their names, ``--show`` trains nothing.
+``python -m topk_np.studies.results`` trains the runs that are missing; after Ctrl-C, it goes on
+where it stopped. ``--only dense`` takes the runs with that in their names, ``--show`` trains
+nothing.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from topk_np._process import describe_machine, write_whole
+from topk_np._process import MEBI, describe_machine, write_whole
 from topk_np.runs.classifying import Settings
 from topk_np.runs.records import CHECKPOINT, RESULTS, Line, read_log
 from topk_np.runs.train import method
 
 
 class Budget(NamedTuple):
-    """What is spent on each method of a task."""
+    """The runs of each method of a task."""
 
     seeds: int
     steps: int
@@ -47,7 +48,6 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"attention": "rfa"},
 )
 WINDOW = 50  # steps whose mean loss is one point of a curve
-MEBI = 2**20
 
 Run = dict[str, Any]
 
@@ -109,7 +109,7 @@ def keep(folder: Path, path: Path) -> None:
 
 
 def curve(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    """The loss of the batches, a mean of every so many steps, and the validation accuracy."""
+    """The loss of the batches, a mean of every `WINDOW` steps, and the validation accuracy."""
     steps = [line for line in lines if "split" not in line]
     losses = [
         {

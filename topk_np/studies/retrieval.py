@@ -1,4 +1,4 @@
-"""Whether MiniLM finds the first half of a movie review from its second half, with top-k."""
+"""Search of MiniLM, with top-k, for the first half of a movie review by its second half."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from topk_np.models.bert import BertConfig
 from topk_np.models.bert_ends import Bert
 from topk_np.models.named import load_named
 from topk_np.models.tokenizer import Tokenizer
-from topk_np.studies.names import Point, Prepared, Result, Setting, Tick
-from topk_np.studies.settings import with_setting
-from topk_np.studies.texts import digest
+from topk_np.studies.reading import digest, with_setting
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
 from topk_np.tasks.reviews import movie_reviews
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def prepare(model: str | None, /) -> Prepared:
 
 
 def settings() -> Iterator[Setting]:
-    """What is measured."""
+    """The settings to measure with."""
     yield {}
     yield from ({"attention_k": k} for k in ATTENTION_KS)
     yield from ({"ffn_k": k} for k in FFN_KS)
@@ -113,7 +112,7 @@ def label(setting: Setting, /) -> str:
 
 
 def table(points: Sequence[Point], /) -> str:
-    """How often the right half is the best, or among the ten best, or that which dense finds."""
+    """The share of reviews whose right half is the best, among the ten best, or found by dense."""
     same = as_dense(points)
     head = [f"{TOKENS} tokens", "top-1", "recall@10", "top-1 as dense"]
     rows = [
@@ -129,7 +128,7 @@ def table(points: Sequence[Point], /) -> str:
 
 
 def as_dense(points: Sequence[Point], /) -> list[float | None]:
-    """For each point the share of best halves that are those of the dense model, if it is there."""
+    """For each point the share of best halves that the dense model finds too, if it is there."""
     dense = next((point.result["best"] for point in points if not point.setting), None)
     if dense is None:
         return [None] * len(points)
@@ -137,7 +136,7 @@ def as_dense(points: Sequence[Point], /) -> list[float | None]:
 
 
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
-    """What is found against k of attention, and of feed-forward layers."""
+    """The share that is found against the k of attention, and of feed-forward layers."""
     dense = next((point.result for point in points if not point.setting), None)
     parts = [list(point.setting) for point in points]
     if dense is None or min(parts.count([part]) for part in ("attention_k", "ffn_k")) < 2:
