@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from tests.oracles import assert_close
 from topk_np._process import RunFailed, UserError
-from topk_np.bench import layers, layers_report
+from topk_np.bench import layers
 from topk_np.bench.layers import DENSE, LONGEST_DENSE, METHODS, TOPK, Model, Run
 from topk_np.bench.sweep import Limits
 from topk_np.cli import main
@@ -147,14 +147,14 @@ def test_the_command_goes_on_where_it_was_and_draws(
 
 def test_a_file_of_another_machine_or_of_something_else_is_refused(tmp_path: Path) -> None:
     path, machine = tmp_path / "layers.json", {"cpu": "one", "cores": 2}
-    assert layers_report.load_runs(path, machine) == []
-    layers_report.save_runs(path, machine, [taken(TOPK, 512)])
-    assert layers_report.load_runs(path, machine) == [taken(TOPK, 512)]
+    assert layers.load_runs(path, machine) == []
+    layers.save_runs(path, machine, [taken(TOPK, 512)])
+    assert layers.load_runs(path, machine) == [taken(TOPK, 512)]
     with pytest.raises(UserError, match=r"is of another machine, one, 2 cores: move it away"):
-        layers_report.load_runs(path, {"cpu": "other", "cores": 2})
+        layers.load_runs(path, {"cpu": "other", "cores": 2})
     path.write_text("{}")
     with pytest.raises(UserError, match="not a file of this command"):
-        layers_report.load_runs(path, machine)
+        layers.load_runs(path, machine)
 
 
 @pytest.mark.parametrize("name", [TOPK, "no such method"])

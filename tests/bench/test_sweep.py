@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from topk_np.bench import figures, sweep
-from topk_np.bench.cases import BOTH, FORWARD, Case, Inputs, attention_case, ffn_case
+from topk_np.bench.cases import BOTH, FORWARD, Case, Inputs, Runs, attention_case, ffn_case
 from topk_np.bench.peers import NUMPY, OURS, PEERS, PERFORMER, Peer
-from topk_np.bench.runs import Runs
-from topk_np.bench.sweep import Alone, Entrants, Limits, foresee, try_alone
+from topk_np.bench.sweep import Alone, Entrants, Limits, predict, try_alone
 
 MEBI = 2**20
 
@@ -108,14 +107,14 @@ def test_a_peer_that_fails_is_left_out_with_its_error(
 def test_a_linear_peer_is_foreseen_to_take_time_by_length() -> None:
     cases = attention_case(100), attention_case(300)
     seconds = [
-        foresee(PEERS[name], cases[0], Alone(1.0, 1000), cases[1]).seconds
+        predict(PEERS[name], cases[0], Alone(1.0, 1000), cases[1]).seconds
         for name in (OURS, PERFORMER)
     ]
     assert seconds == [9.0, 3.0]
 
 
 def test_wider_cases_are_foreseen_to_take_longer() -> None:
-    taken = foresee(PEERS[OURS], ffn_case(8, 64, 100), Alone(1.0, 1000), ffn_case(8, 128, 200))
+    taken = predict(PEERS[OURS], ffn_case(8, 64, 100), Alone(1.0, 1000), ffn_case(8, 128, 200))
     assert taken.seconds == 4.0
     assert taken.memory == pytest.approx(2000 * 208 / 108, abs=1)
 
