@@ -1,4 +1,4 @@
-"""What programs share: a process of one's own, timing in turns, files."""
+"""Helpers that programs share: a process of one's own, timing in turns, files."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def tiny_bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(**changes: Any) -> Row:
-    """What a peer took."""
+    """Time and memory of a peer."""
     values: dict[str, Any] = {
         "case": attention_case(512), "mode": BOTH, "peer": OURS, "seconds": [0.5, 1.5, 1.0],
         "ratio": 1.0, "memory": 3 * 2**20,

@@ -1,4 +1,4 @@
-"""The memory of a deep model: what is run, kept between sittings, and said of it."""
+"""The memory of a deep model: what is run, kept from one call to the next, and said of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def taken(method: str, length: int, limit: float = 60) -> Run:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What was run, of runs that take no time."""
+    """A list of runs, which take no time."""
     runs: list[tuple[str, int]] = []
 
     def run(method: str, length: int, limit: float) -> Run:
@@ -44,7 +44,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def loss(params: list[Any], method: str, length: int) -> float:
-    """What `step` goes down from, with other parameters."""
+    """The loss that `step` lowers, with other parameters."""
     x = np.random.default_rng(0)
     for _ in range(SMALL.layers):  # as many numbers as the parameters took
         METHODS[method].config(SMALL).init(x, width=SMALL.width, hidden=SMALL.hidden)

@@ -1,4 +1,4 @@
-"""Who takes part, what is left out and why, and what a run alone takes."""
+"""The choice of peers, the reasons to leave one out, and the time and memory of a run alone."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command prints."""
+    """The output of the command."""
     assert main(["qa", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 

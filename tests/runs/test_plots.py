@@ -1,4 +1,4 @@
-"""What pictures of runs say of guesses without a model."""
+"""Plots of runs: the labels of guesses without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained on and what is held out: whole documents, without a paragraph in common."""
+"""Texts to train on and texts held out: whole documents, without a paragraph in common."""
 
 from __future__ import annotations
 

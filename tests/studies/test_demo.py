@@ -63,7 +63,7 @@ def row(setting: Setting, **changes: Any) -> Row:
 def compare(
     model: Llama, prompt: Prompt, ks: list[int], tick: Callable[[], object]
 ) -> list[SimpleNamespace]:
-    """What is measured with each setting, the dense one first."""
+    """Measure with each setting, the dense one first."""
     prepared = demo.prepare(model, prompt, ks)
     return [SimpleNamespace(**prepared.measure(s, tick)) for s in prepared.settings]
 

@@ -16,7 +16,7 @@ from topk_np.studies import results
 
 
 def ran(settings: Settings, accuracy: float) -> dict[str, Any]:
-    """What the command leaves."""
+    """The file of results of the command."""
     dense = settings.attention in ("dense", "topk")
     return {
         "task": "listops 12-48",

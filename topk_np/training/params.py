@@ -46,7 +46,7 @@ def save_params(
     """
     Save a nested dict of arrays as a safetensors file.
 
-    The file is written beside its place and then moved there: whoever reads it, also after a crash
+    The file is written next to its place and then moved there: a reader, also after a crash
     or a full disk, finds the old file or the new one, whole.
 
     Parameters
@@ -130,7 +130,7 @@ def load_params(
 
     Notes
     -----
-    Holds the file and its arrays at once. Whoever changes a file on purpose can change the hash
+    Holds the file and its arrays at once. Someone who changes a file on purpose can change the hash
     as well: it is there to find damage.
 
     Examples
@@ -215,7 +215,7 @@ def _check_hash(data: bytes, metadata: dict[str, str]) -> None:
 
 
 def _hash_place(data: bytes, digest: str) -> int:
-    """Where the hash lies in a file, -1 if nowhere."""
+    """The place of the hash in a file, or -1."""
     key = f'"{HASH}":"'.encode()
     start = data.find(key + digest.encode() + b'"')
     return start if start < 0 else start + len(key)
