@@ -26,6 +26,8 @@ ATTENTION_KS = (128, 64, 32, 16, 8, 4)
 FFN_KS = (512, 256)
 SEED = 0  # what the keys are drawn from
 
+label = describe_ks
+
 
 def prepare(model: str | None, /) -> Prepared:
     """Load the model, and hide the keys."""
@@ -94,15 +96,10 @@ def find_keys(model: Llama, prompts: Sequence[Prompt], tick: Tick, /) -> list[bo
     return right
 
 
-def label(setting: Setting, /) -> str:
-    """A setting in words."""
-    return describe_ks(setting)
-
-
 def table(points: Sequence[Point], /) -> str:
     """The number of keys that are found."""
     tries = len(points[0].result["right"])
-    rows = [[describe_ks(p.setting), f"{p.result['found']} of {tries}"] for p in points]
+    rows = [[label(p.setting), f"{p.result['found']} of {tries}"] for p in points]
     return markdown([f"{TOKENS:,} tokens", "keys found"], rows)
 
 
@@ -126,7 +123,7 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
         axes.annotate(
             f"{point.result['found']} of {tries}", (1.03, row), va="center", annotation_clip=False
         )
-    axes.set_yticks(range(len(points)), [describe_ks(point.setting) for point in points])
+    axes.set_yticks(range(len(points)), [label(point.setting) for point in points])
     axes.set_ylim(len(points) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["beginning", "middle", "end"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from topk_np.runs.classifying import Settings, evaluate
 from topk_np.runs.records import CHECKPOINT, State, load_settings, load_state
 from topk_np.runs.train import FOLDER, make_model, make_task, run
 from topk_np.studies.reading import digest
-from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick, dense_result
 from topk_np.tasks import Examples, MissingDataError
 from topk_np.training.classifier import Classifier, classifier_fwd
 from topk_np.training.trees import Tree, flatten
@@ -28,6 +28,8 @@ TASK, STEPS = "listops", 1500  # what is trained unless a run is given
 TESTED, COUNTED = 2000, 200  # examples to test with, and to count active units in
 BATCH = 100
 LEAST_K = 2
+
+label = describe_ks
 
 
 def prepare(model: str | None, /) -> Prepared:
@@ -103,14 +105,10 @@ def active_units(model: Classifier, params: Tree, examples: Examples, /) -> list
     return [np.sum(block.ffn.part.scores > 0, axis=-1)[real] for block in residuals.blocks]
 
 
-def label(setting: Setting, /) -> str:
-    """A setting in words."""
-    return describe_ks(setting)
-
-
 def table(points: Sequence[Point], /) -> str:
     """Accuracy by k, and the share of tokens whose active units are all kept."""
-    active = _active(points)
+    dense = dense_result(points)
+    active = None if dense is None else np.asarray(dense["active"])  # (layers, units + 1) tokens
     head = ["", "accuracy", "loss", "tokens with no more active units"]
     rows = []
     for point in points:
@@ -128,14 +126,14 @@ def table(points: Sequence[Point], /) -> str:
 
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
     """Accuracy by k, and the tokens by their number of active units."""
-    active = _active(points)
+    dense = dense_result(points)
     swapped = {p.setting["ffn_k"]: p.result["accuracy"] for p in points if p.setting}
-    if active is None or not swapped:
+    if dense is None or not swapped:
         return {}
+    active = np.asarray(dense["active"])
     figure, (accuracy, units) = columns(2)
     curves(accuracy, {"top-k": swapped})
-    dense = next(point.result["accuracy"] for point in points if not point.setting)
-    dense_line(accuracy, dense, above=True)
+    dense_line(accuracy, dense["accuracy"], above=True)
     accuracy.set_title("Accuracy on the test split")
     accuracy.set_xlabel("feed-forward units kept for each token")
     for i, counts in enumerate(active):
@@ -145,13 +143,6 @@ def draw(points: Sequence[Point], /) -> dict[str, Figure]:
     units.yaxis.set_major_formatter("{x:.1%}")
     units.legend()
     return {"relu": figure}
-
-
-def _active(points: Sequence[Point]) -> np.ndarray | None:
-    """(layers, units + 1): the tokens counted by their number of active units."""
-    found: Iterator[Result] = (point.result for point in points if not point.setting)
-    dense = next(found, None)
-    return None if dense is None else np.asarray(dense["active"])
 
 
 def _share_up_to(counts: np.ndarray, k: int) -> float:

@@ -17,7 +17,7 @@ from topk_np.runs.finetune import FineTuning
 from topk_np.runs.language import Settings, Texts, make_adapter, read, read_texts
 from topk_np.runs.records import State
 from topk_np.studies.reading import digest, with_setting
-from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick, dense_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +26,8 @@ STEPS = 30
 TESTS = 8  # sequences of the held-out text
 TRAINING = Settings(lora=8, batch=1, length=256, learning_rate=1e-3)
 SETTINGS: tuple[Setting, ...] = ({}, {"ffn_k": 512}, {"attention_k": 16}, {"ffn_k": 256})
+
+label = describe_ks
 
 
 def prepare(model: str | None, /) -> Prepared:
@@ -86,14 +88,9 @@ def _others(setting: Setting) -> list[Setting]:
     return [{}] if setting else [other for other in SETTINGS if other]
 
 
-def label(setting: Setting, /) -> str:
-    """A setting in words."""
-    return describe_ks(setting)
-
-
 def table(points: Sequence[Point], /) -> str:
     """Each setting before and after, next to the dense model that was tuned the same way."""
-    dense = next((point.result for point in points if not point.setting), None)
+    dense = dense_result(points)
     head = ["perplexity on held-out text", "not tuned", "tuned dense", "tuned with it", "repaired"]
     rows = []
     for point in points:
@@ -103,7 +100,7 @@ def table(points: Sequence[Point], /) -> str:
             tuned_dense = f"{_of(dense, setting):.2f}"
             share = f"{repaired(found, dense):.0%}" if setting else ""
         before, after = f"{found['before']:.2f}", f"{found['after']:.2f}" if setting else ""
-        rows.append([describe_ks(setting), before, tuned_dense, after, share])
+        rows.append([label(setting), before, tuned_dense, after, share])
     return markdown(head, rows)
 
 
@@ -126,7 +123,7 @@ def _of(dense: Result, setting: Setting) -> float:
 
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
     """Perplexity not tuned, tuned dense, and tuned with it, side by side."""
-    dense = next((point.result for point in points if not point.setting), None)
+    dense = dense_result(points)
     if dense is None or len(points) == 1:
         return {}
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from topk_np.models.bert_ends import Bert
 from topk_np.models.named import load_named
 from topk_np.models.tokenizer import Tokenizer
 from topk_np.studies.reading import digest, with_setting
-from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick
+from topk_np.studies.runner import Point, Prepared, Result, Setting, Tick, dense_result
 from topk_np.tasks.reviews import movie_reviews
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ TOKENS = 256  # of each half, with the two markers around it
 BATCH = 8  # halves in one pass
 ATTENTION_KS = (128, 64, 32, 16, 8)
 FFN_KS = (1024, 768, 512)
+
+label = describe_ks
 
 
 def prepare(model: str | None, /) -> Prepared:
@@ -106,18 +108,13 @@ def measure(model: Bert, halves: np.ndarray, setting: Setting, tick: Tick, /) ->
     }
 
 
-def label(setting: Setting, /) -> str:
-    """A setting in words."""
-    return describe_ks(setting)
-
-
 def table(points: Sequence[Point], /) -> str:
     """The share of reviews whose right half is the best, among the ten best, or found by dense."""
     same = as_dense(points)
     head = [f"{TOKENS} tokens", "top-1", "recall@10", "top-1 as dense"]
     rows = [
         [
-            describe_ks(point.setting),
+            label(point.setting),
             f"{point.result['top_1']:.3f}",
             f"{point.result['recall_at_10']:.3f}",
             "" if share is None else f"{share:.3f}",
@@ -129,15 +126,15 @@ def table(points: Sequence[Point], /) -> str:
 
 def as_dense(points: Sequence[Point], /) -> list[float | None]:
     """For each point the share of best halves that the dense model finds too, if it is there."""
-    dense = next((point.result["best"] for point in points if not point.setting), None)
+    dense = dense_result(points)
     if dense is None:
         return [None] * len(points)
-    return [float(np.mean(np.equal(point.result["best"], dense))) for point in points]
+    return [float(np.mean(np.equal(point.result["best"], dense["best"]))) for point in points]
 
 
 def draw(points: Sequence[Point], /) -> dict[str, Figure]:
     """The share that is found against the k of attention, and of feed-forward layers."""
-    dense = next((point.result for point in points if not point.setting), None)
+    dense = dense_result(points)
     parts = [list(point.setting) for point in points]
     if dense is None or min(parts.count([part]) for part in ("attention_k", "ffn_k")) < 2:
         return {}

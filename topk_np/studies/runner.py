@@ -90,6 +90,11 @@ class Study(Protocol):
         ...
 
 
+def dense_result(points: Sequence[Point], /) -> Result | None:
+    """The result of the dense model, whose setting is empty, if it is there."""
+    return next((point.result for point in points if not point.setting), None)
+
+
 def find(name: str, /) -> Study:
     """The study of a name."""
     return cast(Study, importlib.import_module(f"topk_np.studies.{name}"))
