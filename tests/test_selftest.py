@@ -125,7 +125,7 @@ def test_a_planted_fault_is_found(
 def test_a_fault_is_shown_and_gives_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(*case: Any) -> None:
+    def broken(*case: Any) -> float:
         raise ZeroDivisionError("of\n1")
 
     for name in CHECKS.keys() - {"top_k.ties", "large.crowds"}:
