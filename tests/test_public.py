@@ -65,12 +65,10 @@ HEAVY = (
 )
 PACKAGES = (topk_np, interop, *(module for module in PUBLIC_MODULES if hasattr(module, "__path__")))
 INTERNAL = {  # packages that stand behind the commands or the public functions
-    *("bench", "commands", "demo", "dense", "experiments", "finetuning", "kernels", "selftest"),
+    *("bench", "commands", "dense", "kernels", "runs", "selftest", "studies"),
 }
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
-    "torch_step",
-    "transformers_peer",
     "interop.jax",
     "interop.torch",
     "kernels.cupy",

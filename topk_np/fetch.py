@@ -20,11 +20,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from topk_np._process import UserError
+
 STALE_SECONDS = 86_400  # leftovers of an interrupted download are removed when older than this
 BLOCK = 1 << 20
 
 
-class FetchError(RuntimeError):
+class FetchError(UserError, RuntimeError):
     """Weights could not be fetched; the message is one line and says what to do."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name
+from topk_np._process import UserError
 from topk_np.models.model import Keep, Model, Params
 from topk_np.training.lora import LoRAResiduals, lora, lora_bwd, lora_init
 from topk_np.training.params import ParamsError, load_params, save_params
@@ -24,7 +25,7 @@ KIND = "adapter"  # in the metadata of a file
 MATRICES = ("*layers.*",)  # the default patterns of matrices that get updates
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError, ValueError):
     """The error of an adapter that does not fit a model, or of a file that is none, in one line."""
 
 

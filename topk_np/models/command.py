@@ -9,13 +9,14 @@ from time import perf_counter
 
 import numpy as np
 
+from topk_np._process import UserError
 from topk_np.models.adapter import Adapter
 from topk_np.models.decode import Sampling, generate
 from topk_np.models.load import family_of, load_named
 from topk_np.models.tokenizers import chat_prompt
 
 
-class GenerateError(ValueError):
+class GenerateError(UserError, ValueError):
     """The error of a command that cannot be carried out, in one line."""
 
 

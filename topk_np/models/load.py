@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import FLOATS, Array, check_choice
+from topk_np._process import UserError
 from topk_np.fetch import WEIGHTS, fetch
 from topk_np.models import bert, llama, t5
 from topk_np.models.family import Family, Fields, check, gather
@@ -37,7 +38,7 @@ ALLOWED: dict[type, tuple[str, str]] = {
 """For each kind of config the values of ``--model`` that are allowed, and the name of its models"""
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """The error of a ``--model`` that does not exist or is of another family, in one line."""
 
 

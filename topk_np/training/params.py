@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name, to_numpy
+from topk_np._process import UserError, write_whole
 from topk_np.training.trees import Tree, flatten, unflatten
 
 DTYPES = {
@@ -36,7 +36,7 @@ WRITER = {"writer": "topk_np"}  # a file that says so must have a hash
 UNKNOWN = "0" * 64  # stands for the hash while it is computed
 
 
-class ParamsError(ValueError):
+class ParamsError(UserError, ValueError):
     """The error of a file of parameters that is damaged or unexpected, in one line."""
 
 
@@ -264,16 +264,3 @@ def _fit(arrays: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
             got = array_namespace(model).asarray(got, device=device(model))
         fitted[name] = got
     return fitted
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
