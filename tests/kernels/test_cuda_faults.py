@@ -11,18 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.kernels.cuda_cases import (
-    Case,
-    Launch,
+from tests.kernels.cuda_cases import Case, Launch, hide_outside, select, softmax, softmax_vjp
+from tests.kernels.cuda_products import (
     add_slots,
     gather_matmul,
-    hide_outside,
     masked_matmul,
     sampled_matmul,
     scatter_matmul,
-    select,
-    softmax,
-    softmax_vjp,
     take_slots,
 )
 from tests.kernels.cuda_program import LaunchError, Program, build

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels import cuda_cases
+from tests.kernels import cuda_cases, cuda_products
 from tests.kernels.cuda_cases import BITS, Case, Launch
 from tests.kernels.cuda_program import LaunchError, Program, build
 from tests.strategies import seeds
@@ -30,16 +30,16 @@ FORMATS = ("float32", "float64")
 CASES: dict[Case, list[tuple[object, ...]]] = {
     cuda_cases.select: [(dtype,) for dtype in BITS],
     cuda_cases.hide_outside: [(dtype,) for dtype in FORMATS],
-    cuda_cases.gather_matmul: [*OPERANDS],
-    cuda_cases.sampled_matmul: [*OPERANDS],
-    cuda_cases.scatter_matmul: [
+    cuda_products.gather_matmul: [*OPERANDS],
+    cuda_products.sampled_matmul: [*OPERANDS],
+    cuda_products.scatter_matmul: [
         (dtype, kernel)
         for dtype in FORMATS
         for kernel in ("scatter_matmul", "scatter_matmul_atomic")
     ],
-    cuda_cases.take_slots: [(1,), (2,), (4,), (8,)],
-    cuda_cases.add_slots: [(dtype,) for dtype in FORMATS],
-    cuda_cases.masked_matmul: [(dtype,) for dtype in FORMATS],
+    cuda_products.take_slots: [(1,), (2,), (4,), (8,)],
+    cuda_products.add_slots: [(dtype,) for dtype in FORMATS],
+    cuda_products.masked_matmul: [(dtype,) for dtype in FORMATS],
     cuda_cases.softmax: [(dtype,) for dtype in FORMATS],
     cuda_cases.softmax_vjp: [(dtype,) for dtype in FORMATS],
 }
@@ -93,7 +93,7 @@ def test_the_sorted_scatter_is_bit_for_bit_the_same_in_any_launch(
     rng = np.random.default_rng(0)
     weights, right = (rng.normal(size=(2, 40, size)).astype(dtype) for size in (3, 5))
     indices = np.sort(rng.integers(0, 4, weights.shape), axis=2).astype(np.int32)
-    order = cuda_cases.sorted_pairs(indices)
+    order = cuda_products.sorted_pairs(indices)
     room = np.zeros((2, 4, 5), dtype)
     given = (weights, indices, order, right, 200, 5, 1, *weights.shape, 5, 0, 4, 0, room, 20, 5, 1)
     kernel = cuda.instance("scatter_matmul", dtype)

@@ -78,7 +78,8 @@ def backward(
             dpiece = cast(xp, chunk.stack(dout)[:, chunk.rows, :], call.dtype)
 
             # piece = weights value + value_bias
-            dweights = ops.zero_hidden(dpiece @ value.mT, scores)  # (G, C, n)
+            dweights = ops.product(dpiece, value, 1.0, {}, "dweights")  # (G, C, n)
+            dweights = ops.zero_hidden(dweights, scores)
             grads.add_product("value", keys.start, weights, scores, dpiece)
             if call.value_bias is not None:
                 grads.add_rows("value_bias", 0, xp.sum(dpiece, axis=1, keepdims=True))
@@ -99,7 +100,8 @@ def backward(
             if linear is not None:
                 dproduct = ops.zero_hidden(dweights * activated, scores)
             if call.softcap is not None:
-                capped = xp.tanh(query @ key.mT * (call.scale / call.softcap))
+                factor = call.scale / call.softcap
+                capped = xp.tanh(ops.product(query, key, factor, {}, "product"))
                 dproduct = ops.zero_hidden(dproduct * (1 - capped**2), scores)
             if call.key_bias is not None:
                 dbias = xp.sum(dproduct, axis=1, keepdims=True)

@@ -27,6 +27,11 @@ class Residuals:
     """Arrays (*batch, Q, K)."""
 
     @property
+    def chunk_size(self) -> int:
+        """The queries of a chunk in the forward pass."""
+        return self.schedule.chunk_size
+
+    @property
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs."""
         return sum(nbytes(array) for array in self.kept if array is not None)

@@ -18,7 +18,7 @@ import numpy as np
 
 from topk_np._namespace import Array, dtype_name
 from topk_np.kernels import Selection, cuda, portable
-from topk_np.kernels.cuda.blas import multiply, strides
+from topk_np.kernels.cupy_blas import multiply, strides
 
 THREADS = False
 MAY_WAIT = False

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from topk_np._namespace import Array, add_at, cast, put, zeros
+from topk_np._namespace import Array, add_at, array_namespace, cast, put, zeros
 from topk_np.kernels import Engine, tuning
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk, Heads
@@ -29,8 +29,8 @@ class Contribution(Protocol):
     def heads(self) -> int:
         """How many heads there are, G."""
 
-    def head(self, g: int) -> Contribution:
-        """The contribution of one head of the stack."""
+    def shared(self) -> list[Contribution]:
+        """The same for a gradient (1, n, w) that the heads of the stack share."""
 
     def add_to(self, total: Array, first: int, fresh: bool) -> Array:
         """`total`, the rows from `first` on, with it added: in place or new; `fresh` ones are 0."""
@@ -49,9 +49,10 @@ class Rows:
         """See `Contribution`."""
         return int(self.rows.shape[0])
 
-    def head(self, g: int) -> Rows:
+    def shared(self) -> list[Contribution]:
         """See `Contribution`."""
-        return Rows(self.rows[g : g + 1, ...], self.start, self.column)
+        heads = range(self.heads)
+        return [Rows(self.rows[g : g + 1, ...], self.start, self.column) for g in heads]
 
     def add_to(self, total: Array, first: int, fresh: bool) -> Array:
         """See `Contribution`."""
@@ -77,13 +78,11 @@ class Scattered:
         """See `Contribution`."""
         return int(self.weights.shape[0])
 
-    def head(self, g: int) -> Scattered:
+    def shared(self) -> list[Contribution]:
         """See `Contribution`."""
-        own = slice(g, g + 1)
-        indices = self.indices[own, ...]
+        weights, indices, rows = map(_one_head, (self.weights, self.indices, self.rows))
         pattern = self.ops.pattern(indices, self.keys)
-        weights, rows = self.weights[own, ...], self.rows[own, ...]
-        return Scattered(self.ops, weights, indices, pattern, self.keys, rows)
+        return [Scattered(self.ops, weights, indices, pattern, self.keys, rows)]
 
     def add_to(self, total: Array, first: int, fresh: bool) -> Array:
         """See `Contribution`."""
@@ -104,10 +103,13 @@ class Slots:
         """See `Contribution`."""
         return int(self.weights.shape[0])
 
-    def head(self, g: int) -> Slots:
+    def shared(self) -> list[Contribution]:
         """See `Contribution`."""
-        own = slice(g, g + 1)
-        return Slots(self.ops, self.weights[own, ...], self.indices[own, ...], self.start)
+        heads = [slice(g, g + 1) for g in range(self.heads)]
+        return [
+            Slots(self.ops, self.weights[own, ...], self.indices[own, ...], self.start)
+            for own in heads
+        ]
 
     def add_to(self, total: Array, first: int, fresh: bool) -> Array:
         """See `Contribution`."""
@@ -135,11 +137,10 @@ class Product:
         """See `Contribution`."""
         return int(self.weights.shape[0])
 
-    def head(self, g: int) -> Product:
+    def shared(self) -> list[Contribution]:
         """See `Contribution`."""
-        own = slice(g, g + 1)
-        weights, scores, rows = self.weights[own, ...], self.scores[own, ...], self.rows[own, ...]
-        return Product(self.ops, weights, scores, rows, self.start)
+        weights, scores, rows = map(_one_head, (self.weights, self.scores, self.rows))
+        return [Product(self.ops, weights, scores, rows, self.start)]
 
     def add_to(self, total: Array, first: int, fresh: bool) -> Array:
         """See `Contribution`."""
@@ -153,6 +154,12 @@ class Product:
             place = (slice(None), rows, slice(None))
             total = (put if fresh else add_at)(total, place, product)
         return total
+
+
+def _one_head(stack: Array) -> Array:
+    """(1, G C, n): the rows of all heads of a stack (G, C, n), one head after the other."""
+    heads, rows, width = stack.shape
+    return array_namespace(stack).reshape(stack, (1, heads * rows, width))
 
 
 class Place(NamedTuple):
@@ -357,8 +364,8 @@ def _shares(sums: _Sums, waiting: list[tuple[Place, Contribution]], threads: int
     gathered: dict[Place, list[Contribution]] = {}
     for place, contribution in waiting:
         shared = contribution.heads > place.heads.number
-        heads = [contribution.head(g) for g in range(contribution.heads)] if shared else []
-        gathered.setdefault(place, []).extend(heads or [contribution])
+        own = contribution.shared() if shared else [contribution]
+        gathered.setdefault(place, []).extend(own)
     scattered = [place for place, own in gathered.items() if isinstance(own[0], Scattered)]
     # Only threads of ours share the work here, and a device would sort anew for each range.
     ranges = -(-threads // len(scattered)) if scattered and sums.call.ops.THREADS else 1
