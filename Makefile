@@ -152,7 +152,7 @@ PEER_OPTIONS = -n auto --maxprocesses=8 --dist worksteal --hypothesis-profile=$(
 peers: .venv-peers/.installed ## Run the tests on arrays of PyTorch and JAX
 	$(PEERS)/python -c 'import jax, torch'
 	TOPK_NP_BACKENDS=torch $(PEERS)/python -m pytest $(PEER_OPTIONS) tests/interop tests/layers tests/diagnostics \
-	  tests/bench/test_transformers.py \
+	  tests/bench/test_transformers.py tests/models/test_transformers.py \
 	  tests/kernels/test_engines.py tests/kernels/test_products.py \
 	  $(addprefix tests/test_,$(addsuffix .py,attention bias decoding dense dropout \
 	  ffn gradients masking options promises selection))

@@ -13,19 +13,19 @@ from tests.pages import DOCS, NOTEBOOKS, run_code, shown
 from topk_np import baselines, dask, diagnostics, layers, models, qa, tasks, testing, training
 from topk_np.activations import ACTIVATIONS
 from topk_np.models import bert, decode, llama, t5, t5_generate
-from topk_np.tasks import listops, pathfinder, pixels, reviews, text
+from topk_np.tasks import listops, pixels, reviews, text
 
 MODULES = (
     *(baselines, dask, diagnostics, layers, models, qa, tasks, testing, training),
     *(bert, decode, llama, t5, t5_generate),
-    *(listops, pathfinder, pixels, reviews, text),
+    *(listops, pixels, reviews, text),
 )
 # They cannot be imported where PyTorch or JAX is missing.
 ELSEWHERE = ("topk_np.interop.jax.as_jax", "topk_np.interop.torch.as_torch")
 # Those that need PyTorch, Dask's cluster or Hypothesis are run beside the tests of these.
 RUNNABLE = (
     "index",
-    *(f"howto/{name}" for name in ("activation", "blocks", "engine", "long_sequences")),
+    *(f"howto/{name}" for name in ("activation", "blocks", "engine", "family", "long_sequences")),
 )
 
 

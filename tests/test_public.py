@@ -66,13 +66,11 @@ HEAVY = (
 )
 PACKAGES = (topk_np, interop, *(module for module in PUBLIC_MODULES if hasattr(module, "__path__")))
 INTERNAL = {  # packages that stand behind the commands or the public functions
-    *("bench", "commands", "demo", "experiments", "finetuning", "selftest"),
+    *("bench", "commands", "runs", "selftest", "studies"),
     *("core", "kernels", "options", "schedule"),
 }
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
-    "torch_step",
-    "transformers_peer",
     "interop.jax",
     "interop.torch",
     "kernels.cupy",

@@ -1,4 +1,4 @@
-"""Source archives of packages, which the user downloads: what they are called, and their hash."""
+"""Source archives of packages, which the user downloads: their names and hashes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from topk_np.models.fetch import cache_folder
+from topk_np.fetch import cache_folder
 from topk_np.tasks.names import MissingDataError
 
 
@@ -19,17 +19,17 @@ class Archive(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the file is called."""
+        """The name of the file."""
         return f"{self.package}-{self.version}.tar.gz"
 
     def read(self, path: Path | str | None = None, /) -> bytes:
         """
-        The file at `path`, or that in the cache folder, which must be as published.
+        Read the file at `path`, or that in the cache folder, which must be as published.
 
         Raises
         ------
         MissingDataError
-            If it is not in the cache folder, or another one; the message says what brings it.
+            If the cache folder lacks it or has another one; the message says how to get it.
         """
         if path is not None:
             return Path(path).read_bytes()

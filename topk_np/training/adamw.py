@@ -16,10 +16,10 @@ from topk_np.training.trees import Tree, tree_map
 
 
 class AdamWState(NamedTuple):
-    """What AdamW keeps between steps."""
+    """The state of AdamW between steps."""
 
     step: int
-    """Steps taken."""
+    """The number of steps taken."""
     mean: Tree
     """The running mean of the gradients, float32 for half precision."""
     square: Tree
