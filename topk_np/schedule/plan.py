@@ -49,6 +49,8 @@ class Workload:
     """Whether keys are copied block by block: cast, or laid out as BLAS needs them."""
     whole_rows: bool = False
     """Whether a query's scores are needed all at once."""
+    shared: bool = False
+    """Whether heads share an input, so that what they add to its gradient has to wait."""
     whole_budget: bool = False
     """Whether one task at a time gets the whole budget, as on a device."""
 
@@ -81,6 +83,7 @@ class Workload:
             narrow,
             copied,
             call.ranks_weights and not call.activation.by_element,
+            any(array.shape[:-2] != call.batch.shape for array in call.inputs.values()),
             call.ops.WHOLE_BUDGET,
         )
 
@@ -139,7 +142,7 @@ class Workload:
         """What several heads add to a gradient, and copies of their keys and values."""
         if heads == 1:
             return 0
-        return (1 + self.narrow) * heads * self.keys * self.width * self.itemsize
+        return (self.shared + 2 * self.narrow) * heads * self.keys * self.width * self.itemsize
 
     def task_bytes(self, rows: int, keys: int, backward: int, heads: int) -> int:
         """Scratch of a task of either pass, for so many rows of each of so many heads."""
@@ -154,6 +157,8 @@ class Workload:
 
     def _gathered_bytes(self, rows: int) -> int:
         row = self.slots * self.width // 2 * self.itemsize
+        if self.short:  # nothing is gathered
+            return row
         return max(row, min(tuning.current.gathered_bytes, rows * row))
 
 
