@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
+import topk_np
 from tests.backends import Array, Backend
 from tests.oracles import ACTIVATION_NAMES, POINTWISE, activation_by_loops, assert_close
 from tests.strategies import seeds
-from topk_np.activations import ACTIVATIONS, logsumexp
+from topk_np.activations import ACTIVATIONS, elementwise, logsumexp
 
 each_activation = pytest.mark.parametrize("name", ACTIVATION_NAMES)
 shapes_CN = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
@@ -119,3 +121,62 @@ def test_values_keep_single_precision(xp: Backend, name: str) -> None:
 def test_relu_has_slope_zero_at_zero(xp: Backend) -> None:
     slopes = vjp(xp, "relu", np.asarray([[0.0, -0.0, 1e-300, -1e-300]]), np.ones((1, 4)))
     assert slopes.tolist() == [[0.0, 0.0, 1.0, 0.0]]
+
+
+def own_silu() -> Any:
+    def sigmoid(xp: Any, s: Array) -> Array:
+        return 1 / (1 + xp.exp(-s))
+
+    return elementwise(
+        lambda xp, s: s * sigmoid(xp, s),
+        lambda xp, s: sigmoid(xp, s) * (1 + s * (1 - sigmoid(xp, s))),
+    )
+
+
+def own_relu() -> Any:
+    return elementwise(
+        lambda xp, s: xp.where(s > 0, s, xp.zeros_like(s)),
+        lambda xp, s: xp.where(s > 0, xp.ones_like(s), xp.zeros_like(s)),
+    )
+
+
+def both_ways(name: str, arrays: Any, **options: Any) -> list[Array]:
+    """The output of a feed-forward layer and its gradients."""
+    out, residuals = getattr(topk_np, f"{name}_ffn_fwd")(*arrays, **options)
+    grads = getattr(topk_np, f"{name}_ffn_bwd")(residuals, out)
+    return [out, *(grad for grad in grads if grad is not None)]
+
+
+@pytest.mark.parametrize(("builtin", "own"), [("silu", own_silu), ("relu", own_relu)])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    "rule", [None, "score", "activation"], ids=["dense", "by score", "by activation"]
+)
+def test_an_activation_of_ones_own_does_what_the_built_in_of_its_formula_does(
+    xp: Backend, builtin: str, own: Any, gated: bool, rule: str | None
+) -> None:
+    rng = np.random.default_rng(0)
+    arrays = xp.arrays(*(rng.standard_normal((n, 4)) for n in (9, 30, 30)))
+    options = xp.options({"key_bias": rng.standard_normal(30)})
+    if gated:
+        options |= xp.options({"gate": rng.standard_normal((30, 4))})
+    if rule is not None:
+        options |= {"k": 5, "select": rule}
+    name = "dense" if rule is None else "topk"
+    found, expected = (
+        both_ways(name, arrays, activation=activation, **options) for activation in (own(), builtin)
+    )
+    assert len(found) == len(expected) == 5 + gated
+    for one, other in zip(found, expected, strict=True):
+        assert_close(xp.to_numpy(one), xp.to_numpy(other), size=100.0)
+
+
+@pytest.mark.parametrize("activation", [None, 1, math.tanh, ("relu",), b"relu", topk_np.ALiBi])
+def test_what_is_no_activation_is_refused_by_name(activation: Any) -> None:
+    x = np.ones((3, 3))
+    with pytest.raises(TypeError, match="activation must be"):
+        topk_np.topk_ffn(x, x, x, k=1, activation=activation)
+    with pytest.raises(TypeError, match="activation must be"):
+        topk_np.dense_ffn(x, x, x, activation=activation)
+    with pytest.raises(ValueError, match=r"activation must be one of .*'gelu'.* got 'tanh'"):
+        topk_np.topk_ffn(x, x, x, k=1, activation="tanh")

@@ -23,7 +23,7 @@ from tests.oracles import (
 )
 from tests.strategies import AttentionProblem, attention_QND, seeds
 from tests.test_dense import assert_gradients_are_slopes
-from topk_np.options import AttentionOptions
+from topk_np.options.check import AttentionOptions
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import topk_np
 from tests.backends import Backend
 from tests.oracles import assert_same_bits, dropout_by_loops, threefry_by_ints
-from topk_np.dropout import Dropout, threefry
+from topk_np.options.dropout import Dropout, threefry
 
 WORD = 2**32
 words = st.integers(0, WORD - 1)

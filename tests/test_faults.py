@@ -18,11 +18,11 @@ from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 import topk_np
-import topk_np.core
 from tests.oracles import assert_same_bits
 from tests.test_workers import blas_threads, two_blas_threads
-from topk_np.problem import Problem
-from topk_np.workers import Scratch
+from topk_np.core import passes, scores
+from topk_np.kernels import numpy as engine
+from topk_np.schedule import gradients
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")  # small problems have work for every thread
 
@@ -55,11 +55,13 @@ def failing_at(number: int, function: Callable[..., Any], error: BaseException) 
 
 
 ALLOCATIONS: dict[str, tuple[Any, str]] = {
-    "arrays of zeros": (Problem, "zeros"),
-    "scratch": (Scratch, "matrix"),
-    "rows of a task": (Problem, "part"),
-    "products with what is kept": (topk_np.core, "gather_matmul"),
-    "sums": (topk_np.core, "sampled_matmul"),
+    "outputs": (passes, "output_of"),
+    "sums of gradients": (gradients, "zeros"),
+    "scores": (engine, "product"),
+    "queries of a chunk": (scores, "cast"),
+    "products with what is kept": (engine, "gather_matmul"),
+    "gradients of what is kept": (engine, "sampled_matmul"),
+    "additions": (engine, "scatter_matmul"),
 }
 
 

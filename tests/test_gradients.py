@@ -1,9 +1,10 @@
-"""Gradients are summed over chunks, heads and ranges: all terms, in one order, wave by wave."""
+"""Gradients are summed over chunks, heads and ranges: all of them, in one order, wave by wave."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_strict
@@ -12,162 +13,205 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import topk_np.gradients
-from tests.oracles import assert_close, assert_same_bits, sum_to_shape
+import topk_np
+from tests.oracles import assert_close, assert_rounded_once, assert_same_bits, sum_to_shape
 from tests.strategies import leading_axes, seeds
-from tests.test_rowsparse import dense_form
-from topk_np.activations import ACTIVATIONS
-from topk_np.gradients import Addend, sum_gradients
-from topk_np.positions import Head
-from topk_np.problem import Problem
-from topk_np.terms import RowsTerm, SlotsTerm, SparseTerm
-from topk_np.work import Task
-from topk_np.workers import Crew
+from topk_np.kernels import engine, tuning
+from topk_np.options.call import Call
+from topk_np.options.check import attention_call
+from topk_np.options.chunk import Chunk, Heads
+from topk_np.schedule.gradients import Gradients, Rows, Scattered, Slots, sum_gradients
+from topk_np.schedule.plan import slices
+from topk_np.schedule.threads import WorkerTeam
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_ranges() -> Iterator[None]:
+    """Cut gradients of more than 3 keys into ranges."""
+    with pytest.MonkeyPatch.context() as patch:
+        limits = replace(tuning.current, least_range=2, short_keys=3)
+        patch.setattr(tuning, "current", limits)
+        yield
+
+
+def dense_form(weights: np.ndarray, indices: np.ndarray, keys: int) -> np.ndarray:
+    """The matrices (G, C, N) that weights and indices (G, C, K) stand for."""
+    dense = np.zeros((*weights.shape[:2], keys + 1), weights.dtype)
+    np.put_along_axis(dense, np.where(indices < 0, keys, indices).astype(int), weights, axis=2)
+    return dense[..., :keys]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a chunk contributes."""
+
+    query: np.ndarray
+    """(G, C, 2)"""
+    weights: np.ndarray
+    """(G, C, K), as the next"""
+    indices: np.ndarray
+    rows: np.ndarray
+    """(G, C, 2), scattered to the keys"""
+    value: np.ndarray
+    """(G, N, 2)"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, and what each chunk contributes to each gradient."""
+    """A call, and what each of its chunks contributes to each gradient."""
 
-    problem: Problem
-    chunk: int
-    query_terms: dict[tuple[Head, int], np.ndarray]
-    key_terms: dict[tuple[Head, int], tuple[Any, ...]]
-    value_terms: dict[tuple[Head, int], np.ndarray]
+    call: Call
+    chunks: list[Chunk]
+    pieces: list[Pieces]
 
-    @property
-    def tasks(self) -> list[Task]:
-        return self.problem.tasks(self.chunk)
+    def contribute(self, chunk: Chunk, grads: Gradients) -> None:
+        pieces = self.pieces[self.chunks.index(chunk)]
+        grads.add_rows("query", chunk.rows.start, pieces.query)
+        pattern = self.call.ops.pattern(pieces.indices, self.call.keys)
+        grads.scatter("key", pieces.weights, pieces.indices, pattern, pieces.rows)
+        grads.add_rows("value", 0, pieces.value)
 
-    def terms_of(self, task: Task) -> list[Addend]:
-        (head,), rows = task
-        place = head, rows.start
-        return [
-            ("query", head, RowsTerm(self.query_terms[place], rows.start)),
-            ("key", head, SparseTerm(*self.key_terms[place])),
-            ("value", head, RowsTerm(self.value_terms[place], 0)),
-        ]
+    def sums(self, workers: int = 1, in_flight: int | None = None) -> dict[str, np.ndarray]:
+        with WorkerTeam(workers) as team:
+            return sum_gradients(self.call, self.contribute, self.chunks, team, in_flight)
 
     def expected(self) -> dict[str, np.ndarray]:
         """The sums, head by head and then over broadcast axes."""
-        problem = self.problem
+        call = self.call
         full = {
-            name: np.zeros((*problem.batch, *array.shape[-2:]))
-            for name, array in problem.inputs.items()
+            name: np.zeros((*call.batch.shape, *array.shape[-2:]), call.dtype)
+            for name, array in call.inputs.items()
         }
-        for (head, start), rows in self.query_terms.items():
-            full["query"][head][start : start + len(rows)] += rows
-            weights, indices, counts, matrix = self.key_terms[head, start]
-            full["key"][head] += dense_form(weights, indices, counts, problem.keys).T @ matrix
-            full["value"][head] += self.value_terms[head, start]
-        return {name: sum_to_shape(full[name], a.shape) for name, a in problem.inputs.items()}
+        for chunk, pieces in zip(self.chunks, self.pieces, strict=True):
+            place = chunk.heads.within(call.batch.shape)
+            full["query"][(*place, chunk.rows)] += pieces.query
+            dense = dense_form(pieces.weights, pieces.indices, call.keys)
+            full["key"][place] += dense.mT @ pieces.rows
+            full["value"][place] += pieces.value
+        return {name: sum_to_shape(full[name], a.shape) for name, a in call.inputs.items()}
+
+
+def chunks_of(call: Call, size: int, heads: int) -> list[Chunk]:
+    """All chunks of so many queries of so many heads, which follow each other on the last axis."""
+    *outer, length = call.batch.shape
+    stacks = [
+        Heads((*first, part.start), len(outer), part.stop - part.start)
+        for first in np.ndindex(*outer)
+        for part in slices(length, heads)
+    ]
+    return [Chunk(*own) for own in itertools.product(stacks, slices(call.queries, size))]
 
 
 @st.composite
-def cases_QN(draw: st.DrawFn) -> Case:
-    """Any problem's shapes, with random terms."""
-    *leads, batch = draw(leading_axes())
+def cases(draw: st.DrawFn, dtype: Any = np.float64) -> Case:
+    """Random contributions to the gradients of a call of any shape."""
+    *leads, _ = draw(leading_axes())
     queries, keys = draw(st.integers(1, 7)), draw(st.integers(1, 12))
-    chunk = draw(st.integers(1, queries))
     rng = np.random.default_rng(draw(seeds))
     query, key, value = (
-        np.zeros((*lead, length, 2))
+        np.zeros((*lead, length, 2), dtype)
         for lead, length in zip(leads, (queries, keys, keys), strict=True)
     )
-    problem = Problem(np, query, key, value, batch, ACTIVATIONS["softmax"])
-    query_terms, key_terms, value_terms = {}, {}, {}
-    for (head,), rows in problem.tasks(chunk):
-        size, place = rows.stop - rows.start, (head, rows.start)
-        query_terms[place] = rng.standard_normal((size, 2))
-        value_terms[place] = rng.standard_normal((keys, 2))
-        slots = int(rng.integers(1, keys + 1))
-        counts = rng.integers(0, slots + 1, size).astype(np.int32)
-        indices = np.full((size, slots), -1, np.int32)
-        for i, count in enumerate(counts):
-            indices[i, :count] = np.sort(rng.choice(keys, count, replace=False))
-        weights = np.where(indices < 0, 0.0, rng.standard_normal(indices.shape))
-        key_terms[place] = weights, indices, counts, rng.standard_normal((size, 2))
-    return Case(problem, chunk, query_terms, key_terms, value_terms)
+    call = attention_call(query, key, value, (1, None, None))
+    chunks = chunks_of(call, draw(st.integers(1, queries)), draw(st.integers(1, 4)))
+    pieces = []
+    for (_, _, heads), rows in chunks:
+        size, slots = rows.stop - rows.start, int(rng.integers(1, keys + 1))
+        indices = np.full((heads, size, slots), -1, np.int32)
+        for place in np.ndindex(heads, size):
+            used = int(rng.integers(0, slots + 1))
+            indices[(*place, slice(used))] = np.sort(rng.choice(keys, used, replace=False))
+        normal = {
+            name: rng.standard_normal((heads, *shape)).astype(call.dtype)
+            for name, shape in (
+                ("query", (size, 2)),
+                ("weights", (size, slots)),
+                ("rows", (size, 2)),
+                ("value", (keys, 2)),
+            )
+        }
+        normal["weights"][indices < 0] = 0
+        pieces.append(Pieces(**normal, indices=indices))
+    return Case(call, chunks, pieces)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_ranges() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(topk_np.gradients, "LEAST_RANGE", 2)
-        yield
-
-
-@given(case=cases_QN(), wave_size=st.integers(1, 9))
-def test_the_sum_of_all_terms_is_the_gradient(case: Case, wave_size: int) -> None:
-    with Crew(2) as crew:
-        sums = sum_gradients(case.problem, case.terms_of, case.tasks, crew, wave_size)
-    expected = case.expected()
+@given(case=cases(), workers=st.integers(1, 3), in_flight=st.none() | st.integers(1, 9))
+def test_the_sum_of_all_contributions_is_the_gradient(
+    case: Case, workers: int, in_flight: int | None
+) -> None:
+    sums, expected = case.sums(workers, in_flight), case.expected()
     assert sums.keys() == expected.keys()
     for name, total in sums.items():
         assert_close(total, expected[name], size=100.0)
 
 
-@given(case=cases_QN())
+@given(case=cases())
 def test_neither_threads_nor_waves_change_a_bit(case: Case) -> None:
-    runs = []
-    for workers, wave_size in itertools.product((1, 2, 8), (1, 3, 8)):
-        with Crew(workers) as crew:
-            runs.append(sum_gradients(case.problem, case.terms_of, case.tasks, crew, wave_size))
+    runs = [case.sums(*how) for how in itertools.product((1, 2, 8), (1, 3, 8))]
     for sums, (name, total) in itertools.product(runs[1:], runs[0].items()):
         assert_same_bits(sums[name], total)
 
 
-@given(case=cases_QN(), wave_size=st.integers(1, 9))
-def test_at_most_a_wave_of_terms_is_alive(case: Case, wave_size: int) -> None:
-    """Counted by the calls: terms of the next wave are made once the last ones are added."""
-    made: list[Task] = []
+@given(case=cases(np.float16), in_flight=st.integers(1, 9))
+def test_gradients_of_half_precision_are_rounded_once(case: Case, in_flight: int) -> None:
+    for name, total in case.sums(2, in_flight).items():
+        assert total.dtype == np.float16
+        assert_rounded_once(total, case.expected()[name])
+
+
+@given(case=cases(), in_flight=st.integers(1, 9))
+def test_at_most_a_wave_of_contributions_waits(case: Case, in_flight: int) -> None:
+    """Those of the next chunks are made once the last ones are added."""
+    made: list[Chunk] = []
+    added = 0
     added_before: list[bool] = []
-    totals: list[float] = []
 
-    class Counting(RowsTerm):
-        def add_to(self, total: np.ndarray, first: int) -> np.ndarray:
-            totals.append(0.0)
-            added: np.ndarray = super().add_to(total, first)
-            return added
+    def contribute(chunk: Chunk, grads: Gradients) -> None:
+        added_before.append(added >= len(made) // in_flight * in_flight)
+        made.append(chunk)
+        grads.waiting.append((grads.sums.place("key", chunk.heads), Seen()))
 
-    def terms_of(task: Task) -> list[Addend]:
-        (head,), rows = task
-        added_before.append(len(totals) >= len(made) // wave_size * wave_size)
-        made.append(task)
-        return [("query", head, Counting(case.query_terms[head, rows.start], rows.start))]
+    class Seen:
+        heads = 1
 
-    with Crew(1) as crew:
-        sum_gradients(case.problem, terms_of, case.tasks, crew, wave_size)
+        def shared(self) -> list[Any]:
+            return [self]
+
+        def add_to(self, total: np.ndarray, first: int, fresh: bool) -> np.ndarray:
+            nonlocal added
+            added += first == 0
+            return total
+
+    with WorkerTeam(1) as team:
+        sum_gradients(case.call, contribute, case.chunks, team, in_flight)
     assert all(added_before)
-    assert made == case.tasks
+    assert made == case.chunks
 
 
-@given(case=cases_QN())
-def test_terms_in_full_precision_are_added_to_what_is_returned(case: Case) -> None:
+@given(case=cases())
+def test_contributions_in_full_precision_are_added_to_what_is_returned(case: Case) -> None:
     totals: list[np.ndarray] = []
+    add = Rows.add_to
 
-    class Seeing(RowsTerm):
-        def add_to(self, total: np.ndarray, first: int) -> np.ndarray:
-            totals.append(total)
-            added: np.ndarray = super().add_to(total, first)
-            return added
+    def seen(rows: Rows, total: np.ndarray, first: int, fresh: bool) -> Any:
+        totals.append(total)
+        return add(rows, total, first, fresh)
 
-    def terms_of(task: Task) -> list[Addend]:
-        (head,), rows = task
-        return [("query", head, Seeing(case.query_terms[head, rows.start], rows.start))]
-
-    with Crew(1) as crew:
-        sums = sum_gradients(case.problem, terms_of, case.tasks, crew)
-    assert all(np.shares_memory(total, sums["query"]) for total in totals)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "add_to", seen)
+        sums = case.sums()
+    assert totals
+    for total in totals:
+        assert any(np.shares_memory(total, sums[name]) for name in ("query", "value"))
 
 
 def test_slots_are_added_to_arrays_that_are_made_anew_as_to_those_that_change() -> None:
-    weights, indices = np.array([[1.0, 2.0], [4.0, 0.0]]), np.array([[0, 2], [1, -1]], np.int32)
-    expected = np.array([[1.0, 1.0, 1.0], [2.0, 1.0, 3.0], [1.0, 5.0, 1.0]])
+    weights = np.array([[[1.0, 2.0], [4.0, 0.0]]])
+    indices = np.array([[[0, 2], [1, -1]]], np.int32)
+    expected = np.array([[[1.0, 1.0, 1.0], [2.0, 1.0, 3.0], [1.0, 5.0, 1.0]]])
     for xp in (np, array_api_strict):
-        counts = xp.asarray([2, 1], dtype=xp.int32)
-        term = SlotsTerm(xp.asarray(weights), xp.asarray(indices), counts, start=11)
-        total = term.add_to(xp.ones((3, 3)), 10)
+        slots = Slots(engine(xp), xp.asarray(weights), xp.asarray(indices), start=11)
+        total = slots.add_to(xp.ones((1, 3, 3)), 10, fresh=False)
         assert np.array_equal(np.asarray(total), expected)
 
 
@@ -185,23 +229,26 @@ def test_gradients_of_another_library_are_those_of_numpy() -> None:
 
 
 @pytest.mark.parametrize(("threads", "heads", "ranges"), [(1, 1, 1), (3, 1, 3), (3, 2, 2)])
+@pytest.mark.parametrize("keys", [12, 3])
 def test_long_gradients_are_cut_into_ranges_for_all_threads(
-    threads: int, heads: int, ranges: int
+    monkeypatch: pytest.MonkeyPatch, threads: int, heads: int, ranges: int, keys: int
 ) -> None:
-    x = np.zeros((heads, 12, 2))
-    problem = Problem(np, x, x, x, (heads,), ACTIVATIONS["softmax"])
-    nothing = np.zeros((12, 1)), np.full((12, 1), -1, np.int32), np.zeros(12, np.int32), x[0]
-    lengths: list[int] = []
+    """Those of few keys are not: a part of them might be rounded differently."""
+    x = np.zeros((heads, keys, 2))
+    call = attention_call(np.zeros((heads, 12, 2)), x, x, (1, None, None))
+    indices, lengths = np.full((1, 6, 1), -1, np.int32), []
+    pattern = call.ops.pattern(indices, keys)
 
-    class Seeing(SparseTerm):
-        def add_to(self, total: np.ndarray, first: int) -> np.ndarray:
-            lengths.append(len(total))
-            added: np.ndarray = super().add_to(total, first)
-            return added
+    def seen(own: Scattered, total: np.ndarray, first: int, fresh: bool) -> np.ndarray:
+        lengths.append(total.shape[1])
+        return total
 
-    def terms_of(task: Task) -> list[Addend]:
-        return [("key", task.heads[0], Seeing(*nothing))]
+    def contribute(chunk: Chunk, grads: Gradients) -> None:
+        grads.scatter("key", np.zeros((1, 6, 1)), indices, pattern, np.zeros((1, 6, 2)))
 
-    with Crew(threads) as crew:
-        sum_gradients(problem, terms_of, problem.tasks(12), crew, heads)
-    assert lengths == [12 // ranges] * (heads * ranges)
+    monkeypatch.setattr(Scattered, "add_to", seen)
+    with WorkerTeam(threads) as team:
+        sum_gradients(call, contribute, chunks_of(call, 6, 1), team, 2 * heads)
+    if keys == 3:
+        ranges = 1
+    assert lengths == [keys // ranges] * (2 * heads * ranges)

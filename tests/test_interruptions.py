@@ -23,7 +23,7 @@ from hypothesis import settings
 import topk_np
 from tests.oracles import assert_same_bits
 from tests.test_workers import blas_threads, two_blas_threads
-from topk_np.workers import Crew, _BlasGuard, _guard, _set_threads
+from topk_np.schedule.threads import WorkerTeam, _BlasGuard, _guard, _set_threads
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")  # small problems have work for every thread
 
@@ -42,7 +42,11 @@ FIRST: dict[str, Any] = {"is_causal": True, "query_offset": 3}
 GUARD = {
     function.__code__
     for function in (
-        *(Crew.__enter__, Crew.__exit__, _BlasGuard.enter, _BlasGuard.leave, _set_threads),
+        WorkerTeam.__enter__,
+        WorkerTeam.__exit__,
+        _BlasGuard.enter,
+        _BlasGuard.leave,
+        _set_threads,
     )
 }
 
@@ -193,7 +197,7 @@ def test_a_process_forked_while_others_compute_starts_afresh() -> None:
         inside, leave = threading.Event(), threading.Event()
 
         def compute() -> None:
-            with Crew(1), _guard._lock:
+            with WorkerTeam(1), _guard._lock:
                 inside.set()
                 leave.wait(60)
 

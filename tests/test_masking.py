@@ -15,8 +15,8 @@ from tests import calls
 from tests.backends import Array, Backend
 from tests.oracles import assert_all_close, assert_close, assert_same_bits
 from tests.strategies import AttentionProblem, arrays_of, attention_QND, few_examples, masked, seeds
-from topk_np.masking import Mask
-from topk_np.positions import Positions
+from topk_np.options.chunk import Chunk, Heads, Positions
+from topk_np.options.masks import Mask
 
 pytestmark = pytest.mark.usefixtures("tiny_plans")
 
@@ -252,26 +252,34 @@ def test_windows_far_from_all_keys_show_none_and_wide_ones_show_all(
     assert_same_bits(wide.out, attention(problem, xp).out)
 
 
+def visible(mask: Mask, start: int, stop: int, keys: int, heads: int = 1) -> tuple[int, int]:
+    """The range of keys that some queries, of one head or of several, may attend to."""
+    seen = mask.visible(Chunk(Heads((0,), 0, heads), slice(start, stop)), slice(0, keys))
+    return seen.start, seen.stop
+
+
 def test_keys_outside_the_window_of_a_chunk_are_never_looked_at() -> None:
     mask = Mask(Positions(), left=2, right=1)
-    assert mask.visible((), slice(4, 6), 100) == slice(2, 7)
-    assert mask.visible((), slice(0, 2), 100) == slice(0, 3)
-    assert mask.visible((), slice(200, 202), 100) == slice(100, 100)
+    assert visible(mask, 4, 6, keys=100) == (2, 7)
+    assert visible(mask, 0, 2, keys=100) == (0, 3)
+    assert visible(mask, 200, 202, keys=100) == (0, 0)
 
 
 def test_chunks_of_padding_look_at_no_keys() -> None:
     for mask in (Mask(Positions(), query_lengths=3), Mask(Positions(), right=0, query_lengths=3)):
-        assert mask.visible((), slice(2, 4), 3) == slice(0, 3)
-        assert mask.visible((), slice(3, 5), 100) == slice(0, 0)
-        assert mask.visible((), slice(6, 8), 100) == slice(0, 0)
+        assert visible(mask, 2, 4, keys=3) == (0, 3)
+        assert visible(mask, 3, 5, keys=100) == (0, 0)
+        assert visible(mask, 6, 8, keys=100) == (0, 0)
 
 
-def test_what_all_queries_of_a_chunk_see_is_known_but_for_masks_of_pairs() -> None:
-    mask, rows = Mask(Positions(2), left=2, right=3, key_lengths=9), slice(4, 6)
-    assert mask.visible_to_all((), rows, 100) == slice(5, 9)
-    assert replace(mask, key_lengths=None).visible_to_all((), rows, 100) == slice(5, 10)
-    assert replace(mask, left=None, right=None).visible_to_all((), rows, 100) == slice(0, 9)
-    assert replace(mask, pairs=np.ones((8, 100), bool)).visible_to_all((), rows, 100) == slice(0, 0)
+def test_a_stack_of_heads_sees_what_any_of_them_sees() -> None:
+    offsets, lengths = np.array([2, 30, 10]), np.array([9, 100, 40])
+    mask = Mask(Positions(offsets), left=1, right=1, key_lengths=lengths)
+    assert visible(mask, 0, 2, keys=100) == (1, 5)
+    assert visible(mask, 0, 2, keys=100, heads=2) == (1, 33)
+    assert visible(mask, 0, 2, keys=20, heads=2) == (1, 20)
+    padded = replace(mask, query_lengths=np.array([0, 2, 0]))
+    assert visible(padded, 0, 2, keys=100, heads=3) == (29, 33)
 
 
 def test_a_chunk_sees_its_window_of_keys_from_any_first_key_on() -> None:

@@ -11,7 +11,7 @@ import pytest
 import topk_np
 from tests.test_memory import MIB, measured, warm_up
 from topk_np import plan
-from topk_np.rules import make_rule
+from topk_np.schedule.plan import Workload
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_the_plan_is_the_one_that_the_call_follows() -> None:
     cases: list[dict[str, Any]] = [{}, {"chunk_size": 20}, {"memory_budget": MIB}]
     for options in cases:
         _, residuals = topk_np.topk_attention_fwd(x, x, x, k=5, **options)
-        chunks, sizes = residuals.chunks, plan(x, x, x, k=5, **options)
-        assert sizes.chunk_size == chunks.queries
-        assert sizes.key_block == chunks.keys
-        assert sizes.backward_chunk_size == chunks.backward_queries
+        schedule, sizes = residuals.schedule, plan(x, x, x, k=5, **options)
+        assert sizes.chunk_size == schedule.chunk_size
+        assert sizes.key_block == schedule.key_block
+        assert sizes.backward_chunk_size == schedule.backward_chunk_size
         assert sizes.residual_bytes == residuals.nbytes
 
 
@@ -124,10 +124,10 @@ def test_a_plan_for_ranking_by_activation_is_the_one_that_the_layer_follows() ->
     x, units = np.ones((512, 16), np.float32), np.ones((16384, 16), np.float32)
     _, residuals = topk_np.topk_ffn_fwd(x, units, units, k=64, select="activation")
     sizes = plan(x, units, units, k=64, select="activation")
-    assert (sizes.chunk_size, sizes.key_block) == (residuals.chunks.queries, residuals.chunks.keys)
+    schedule = residuals.schedule
+    assert (sizes.chunk_size, sizes.key_block) == (schedule.chunk_size, schedule.key_block)
     assert sizes.key_block < plan(x, units, units, k=64).key_block
-    held = residuals.problem.sizes(make_rule(64, None, None))
-    assert held.score_matrices == 5
+    assert Workload.of(residuals.call).score_matrices == 5
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,10 @@ def test_what_an_option_holds_beside_the_scores_is_counted(
 ) -> None:
     x = np.ones((6, 4))
     _, residuals = topk_np.topk_attention_fwd(x, x, x, **options)
-    rule = make_rule(*(options.get(name) for name in ("k", "p", "max_k")))
-    sizes = residuals.problem.sizes(rule)
-    assert (sizes.score_matrices, sizes.slot_matrices) == (score_matrices, slot_matrices)
+    work = Workload.of(residuals.call)
+    assert (work.score_matrices, work.slot_matrices) == (score_matrices, slot_matrices)
     # What a bias learns waits with the other gradients of a task.
-    assert sizes.held_matrices == isinstance(options.get("bias"), topk_np.T5Bias)
+    assert work.held_matrices == isinstance(options.get("bias"), topk_np.T5Bias)
 
 
 def test_an_executor_counts_as_all_tasks_at_once() -> None:
@@ -173,7 +172,7 @@ def test_an_executor_counts_as_all_tasks_at_once() -> None:
 def test_a_mask_is_counted(options: dict[str, Any], masked: bool) -> None:
     x = np.ones((6, 4))
     _, residuals = topk_np.topk_attention_fwd(x, x, x, k=2, **options)
-    assert residuals.problem.sizes(make_rule(2, None, None)).masked == masked
+    assert Workload.of(residuals.call).masked == masked
 
 
 @pytest.mark.parametrize(
@@ -189,4 +188,4 @@ def test_a_mask_is_counted(options: dict[str, Any], masked: bool) -> None:
 def test_keys_that_are_cast_or_laid_out_anew_are_counted(key: np.ndarray, copied: bool) -> None:
     value = np.ones((6, 4), key.dtype)
     _, residuals = topk_np.topk_attention_fwd(value, key, value, k=2)
-    assert residuals.problem.sizes(make_rule(2, None, None)).copied == copied
+    assert Workload.of(residuals.call).copied == copied

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import tracemalloc
+from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -14,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import topk_np
-from tests.backends import Backend
+from tests.backends import NUMPY, Backend
 from tests.oracles import assert_same_bits, descending, select_by_sorting
-from tests.strategies import scores_CN
-from topk_np.selection import KBest, select, take_slots
+from tests.strategies import scores_CN, seeds
+from topk_np._namespace import array_namespace
+from topk_np.kernels import engine
 
 floats = st.integers(-2, 2).map(float) | st.sampled_from([math.nan, math.inf, -math.inf, -0.0])
 
@@ -109,34 +113,70 @@ def test_top_k_does_not_alias_its_input() -> None:
         assert not np.shares_memory(values, x)
 
 
-def test_select_never_takes_minus_inf_but_top_k_does() -> None:
+def select(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values and indices (C, K) of the k largest of each row of scores (C, N)."""
+    values, indices = engine(np).select(scores[None, ...], k)
+    return values[0], indices[0]
+
+
+def k_best(xp: Backend, scores: np.ndarray, k: int, edges: Sequence[int]) -> Any:
+    """The running top k of scores (C, N) that come in blocks between `edges`."""
+    ops = engine(array_namespace(xp.asarray(scores)))
+    best = ops.RunningTopK(k, scores.shape[1])
+    for start, stop in itertools.pairwise(edges):
+        best.add(xp.asarray(scores[None, :, start:stop]), start)
+    return best
+
+
+def assert_best(xp: Backend, best: Any, scores: np.ndarray, k: int) -> None:
+    """Assert that what was found in blocks is what one selection finds."""
+    values, indices = (xp.to_numpy(array)[0] for array in best.result(min(k, scores.shape[1])))
+    expected_values, expected = select(scores, k)
+    assert_same_bits(indices, expected)
+    np.testing.assert_array_equal(values, expected_values)
+
+
+def blocks(columns: int, size: int) -> list[int]:
+    """Edges of blocks of a size."""
+    return [*range(0, columns, size), columns]
+
+
+def test_selection_never_takes_minus_inf_but_top_k_does() -> None:
     scores = np.asarray([[-math.inf, 2.0, -math.inf]])
-    assert select(scores, 2).indices.tolist() == [[1, -1]]
+    assert select(scores, 2)[1].tolist() == [[1, -1]]
     assert topk_np.top_k(scores, 2, sorted=False).indices.tolist() == [[0, 1]]
 
 
+def test_rows_of_nan_and_rows_of_fewer_than_k_may_be_neighbours() -> None:
+    scores = np.asarray([[math.nan, math.nan, 1.0], [2.0, -math.inf, -math.inf]])
+    assert select(scores, 2)[1].tolist() == [[0, 1], [0, -1]]
+    assert select(scores[::-1], 2)[1].tolist() == [[0, -1], [0, 1]]
+
+
 @given(data=st.data(), k=st.integers(1, 6), width=st.integers(0, 2))
-def test_the_k_best_seen_block_by_block_are_those_of_one_selection(
+def test_the_k_best_of_blocks_are_those_of_one_selection(
     xp: Backend, data: st.DataObject, k: int, width: int
 ) -> None:
-    rows, columns = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 30))
+    heads, rows, columns = (data.draw(st.integers(1, most)) for most in (2, 4, 30))
     elements = data.draw(st.sampled_from([floats, st.integers(-9, 9).map(float)]))
-    scores = data.draw(hnp.arrays(np.float64, (rows, columns), elements=elements))
-    others = np.random.default_rng(0).standard_normal((width, rows, columns))
+    scores = data.draw(hnp.arrays(np.float64, (heads, rows, columns), elements=elements))
+    others = np.random.default_rng(0).standard_normal((width, heads, rows, columns))
     edges = sorted(data.draw(st.sets(st.integers(1, columns), max_size=8)) | {0, columns})
-    best = KBest(k)
+    best = engine(array_namespace(xp.asarray(scores))).RunningTopK(k, columns)
     for start, stop in itertools.pairwise(edges):
         block = slice(start, stop)
-        best.add(*xp.arrays(scores[:, block]), start, *xp.arrays(*others[:, :, block]))
-    slots = min(k, columns)
-    values, indices, *kept = (xp.to_numpy(array) for array in best.result(slots))
+        best.add(*xp.arrays(scores[..., block]), start, *xp.arrays(*others[..., block]))
+    values, indices, *kept = (xp.to_numpy(array) for array in best.result(min(k, columns)))
 
-    expected = select(scores, k)
-    assert_same_bits(indices, expected.indices)
-    np.testing.assert_array_equal(values, expected.values)
-    for array, other in zip(kept, others, strict=True):
-        taken = np.take_along_axis(other, np.maximum(indices, 0), axis=1)
-        np.testing.assert_array_equal(array, np.where(indices < 0, 0.0, taken))
+    for head, row in np.ndindex(heads, rows):
+        chosen = select_by_sorting(scores[head, row].tolist(), k)
+        unused = [-1] * (min(k, columns) - len(chosen))
+        assert indices[head, row].tolist() == chosen + unused
+    for array, other, fill in zip(
+        (values, *kept), (scores, *others), (-np.inf, *[0.0] * width), strict=True
+    ):
+        taken = np.take_along_axis(other, np.maximum(indices, 0), axis=2)
+        np.testing.assert_array_equal(array, np.where(indices < 0, fill, taken))
 
 
 @pytest.mark.parametrize("order", ["rising", "falling", "equal", "rising to nan"])
@@ -148,33 +188,23 @@ def test_blocks_of_rising_falling_and_equal_scores_give_the_k_best(xp: Backend, 
     if order == "rising to nan":
         row[-3:] = np.nan
     scores = np.stack([row, np.roll(row, 13), np.where(np.arange(columns) % 3, row, -np.inf)])
-    best = KBest(k)
-    for start in range(0, columns, 40):
-        best.add(xp.asarray(scores[:, start : start + 40]), start)
-    values, indices = (xp.to_numpy(array) for array in best.result(k))
+    best = k_best(xp, scores, k, blocks(columns, 40))
+    values, indices = (xp.to_numpy(array)[0] for array in best.result(k))
     for line, found, kept in zip(scores, indices, values, strict=True):
         chosen = select_by_sorting(line.tolist(), k)
         assert found.tolist() == chosen
         np.testing.assert_array_equal(kept, line[chosen])
 
 
-def k_best(scores: np.ndarray, k: int, size: int, columns: int | None = None) -> KBest:
-    """The k best of scores that are seen in blocks of `size` columns."""
-    best = KBest(k, columns)
-    for start in range(0, scores.shape[1], size):
-        best.add(scores[:, start : start + size], start)
-    return best
-
-
 @given(
-    seed=st.integers(0, 2**32 - 1),
+    seed=seeds,
     k=st.integers(1, 40),
     size=st.integers(1, 40),
     levels=st.sampled_from([3, 30, 10**6]),
     order=st.sampled_from(["chance", "rising", "falling"]),
     masked=st.integers(0, 5),
 )
-def test_what_is_found_with_a_guessed_floor_is_right_or_not_sure(
+def test_long_rows_in_blocks_of_any_size_give_what_one_selection_gives(
     seed: int, k: int, size: int, levels: int, order: str, masked: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -184,84 +214,50 @@ def test_what_is_found_with_a_guessed_floor_is_right_or_not_sure(
         scores.sort(axis=1)
     if order == "falling":
         scores = scores[:, ::-1]
-    columns = scores.shape[1]
     scores = np.concatenate([scores, np.full((5, masked), -np.inf)], axis=1)
     scores[0] = -np.inf  # a query that sees nothing
-    best = k_best(scores, k, size, columns)
-    if best.sure:
-        values, indices = best.result(k)
-        expected = select(scores, k)
-        assert_same_bits(indices, expected.indices)
-        np.testing.assert_array_equal(values, expected.values)
+    best = k_best(NUMPY, scores, k, blocks(scores.shape[1], size))
+    assert_best(NUMPY, best, scores, k)
 
 
-def test_a_guessed_floor_finds_less_and_is_low_enough_where_chance_puts_the_scores() -> None:
-    rng = np.random.default_rng(0)
-    scores, k, size = rng.standard_normal((100, 4000)), 64, 500
-    guessed, known = (k_best(scores[:, :size], k, size, columns) for columns in (4000, None))
-    fewest, most = (np.count_nonzero(best.result(k)[1] >= 0, axis=1) for best in (guessed, known))
-    assert fewest.max() < 40
-    assert most.min() == k
-    assert k_best(scores, k, size, 4000).sure
-
-
-@pytest.mark.parametrize("columns", [None, 100, 4000])
-def test_a_guess_is_not_sure_where_the_first_block_has_the_best(columns: int | None) -> None:
-    """It is no guess if all columns but for the first block may be hidden."""
-    scores = -np.arange(4000.0) + np.zeros((3, 1))
-    best = k_best(scores, 64, 500, columns)
-    assert best.sure == (columns != 4000)
-    if best.sure:
-        assert best.result(64)[1].tolist() == [list(range(64))] * 3
-
-
-def test_what_is_found_in_blocks_is_merged_before_it_is_many_times_k() -> None:
+def test_hits_of_blocks_are_merged_before_they_are_many_times_k() -> None:
     """Of rising scores every block has k that beat the floor."""
-    rows, k, blocks = 400, 10, 100  # many, so that what objects themselves take is little
-    scores = np.arange(blocks * k, dtype=np.float64) + np.zeros((rows, 1))
-    k_best(scores, k, k)  # the first time something is imported
+    rows, k, count = 400, 10, 100  # many, so that what objects themselves take is little
+    scores = np.arange(count * k, dtype=np.float64) + np.zeros((rows, 1))
+    k_best(NUMPY, scores, k, blocks(count * k, k))  # the first time something is imported
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        best = k_best(scores, k, k)
+        best = k_best(NUMPY, scores, k, blocks(count * k, k))
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert best.result(k)[1].tolist() == [list(range((blocks - 1) * k, blocks * k))] * rows
+    assert best.result(k)[1].tolist() == [[list(range((count - 1) * k, count * k))] * rows]
     assert held < 6 * rows * k * (8 + 4)
 
 
 @pytest.mark.parametrize("rising", [1, 30], ids=["one-row", "all-rows"])
-@pytest.mark.parametrize("columns", [None, 1200])
-def test_a_block_may_have_many_times_k_that_beat_the_floor(
-    rising: int, columns: int | None
-) -> None:
+def test_a_block_may_have_many_times_k_that_beat_the_floor(rising: int) -> None:
     rng = np.random.default_rng(0)
     scores = rng.integers(50, size=(30, 1200)).astype(float)
     scores[:rising] = np.arange(1200.0) // 3
-    values, indices = k_best(scores, 4, 300, columns).result(4)
-    expected = select(scores, 4)
-    assert_same_bits(indices, expected.indices)
-    np.testing.assert_array_equal(values, expected.values)
+    assert_best(NUMPY, k_best(NUMPY, scores, 4, blocks(1200, 300)), scores, 4)
 
 
-@pytest.mark.parametrize("columns", [None, 3000])
-def test_rising_scores_are_not_looked_for_row_by_row(
-    monkeypatch: pytest.MonkeyPatch, columns: int | None
-) -> None:
+def test_rising_scores_are_not_looked_for_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """That is slow, and for rows in which many are equal."""
-    monkeypatch.delattr("topk_np.kernels.numpy_finds.select_by_row")
-    monkeypatch.delattr("topk_np.kernels.numpy_select.select_by_row")
+    for name in ("running", "select"):
+        monkeypatch.delattr(sys.modules[f"topk_np.kernels.numpy.{name}"], "select_by_row")
     scores = np.arange(3000.0) + np.random.default_rng(0).standard_normal((9, 1))
-    best = k_best(scores, 20, 550, columns)
-    assert best.result(20)[1].tolist() == [list(range(2980, 3000))] * 9
+    best = k_best(NUMPY, scores, 20, blocks(3000, 550))
+    assert best.result(20)[1].tolist() == [[list(range(2980, 3000))] * 9]
 
 
-def test_a_row_with_many_finds_does_not_make_slots_for_all() -> None:
+def test_a_row_with_many_hits_does_not_make_slots_for_all() -> None:
     rows, columns, k = 400, 4000, 4
     scores = np.zeros((rows, columns))
     scores[0] = np.arange(columns) - columns / 2
-    best = k_best(scores, k, columns // 2)
+    best = k_best(NUMPY, scores, k, blocks(columns, columns // 2))
     tracemalloc.start()
     try:
         best.result(k)
@@ -272,24 +268,15 @@ def test_a_row_with_many_finds_does_not_make_slots_for_all() -> None:
 
 
 def test_slots_without_an_index_are_taken_as_zero(xp: Backend) -> None:
-    matrix = np.asarray([[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]])
-    indices = np.asarray([[0, -1], [2, 1]], np.int32)
-    taken = take_slots(*xp.arrays(matrix, indices))
-    assert xp.to_numpy(taken).tolist() == [[1.0, 0.0], [6.0, 5.0]]
-    of_one_row = take_slots(*xp.arrays(matrix[1:], indices))
-    assert xp.to_numpy(of_one_row).tolist() == [[4.0, 0.0], [6.0, 5.0]]
-    none = take_slots(*xp.arrays(matrix[:, :0], indices))
-    assert xp.to_numpy(none).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    matrix = np.asarray([[[1.0, 2.0, np.nan], [4.0, 5.0, 6.0]]])
+    indices = np.asarray([[[0, -1], [2, 1]]], np.int32)
+    ops = engine(array_namespace(xp.asarray(matrix)))
+    taken = ops.take_slots(*xp.arrays(matrix, indices))
+    assert xp.to_numpy(taken).tolist() == [[[1.0, 0.0], [6.0, 5.0]]]
+    none = ops.take_slots(*xp.arrays(matrix[..., :0], indices))
+    assert xp.to_numpy(none).tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
 
 
-def test_blocks_without_rows_have_nothing_that_is_best() -> None:
-    values, indices = k_best(np.zeros((0, 12)), 3, 4).result(3)
-    assert values.shape == indices.shape == (0, 3)
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_a_floor_is_the_kth_best_of_what_was_found(xp: Backend, k: int) -> None:
-    scores = np.random.default_rng(0).permuted(np.arange(20.0) + np.zeros((4, 1)), axis=1)
-    best = KBest(5)
-    best.add(xp.asarray(scores), 0)
-    assert xp.to_numpy(best._kth(k)).tolist() == [20.0 - k] * 4
+def test_blocks_without_rows_have_nothing_that_is_best(xp: Backend) -> None:
+    values, indices = k_best(xp, np.zeros((0, 12)), 3, blocks(12, 4)).result(3)
+    assert values.shape == indices.shape == (1, 0, 3)

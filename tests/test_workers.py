@@ -14,14 +14,16 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import topk_np
 from tests.backends import Backend
-from topk_np.inputs import attention_problem
-from topk_np.workers import Crew, Scratch, available_cores, check_workers
+from topk_np.kernels import engine, tuning
+from topk_np.options.check import attention_call
+from topk_np.schedule.plan import schedule_call
+from topk_np.schedule.threads import WorkerTeam, available_cores, check_workers
 
 
 def run(function: Callable[[Any], Any], tasks: Iterable[Any], workers: Any) -> list[Any]:
-    """`function` on every task, by a crew of that many workers."""
-    with Crew(workers) as crew:
-        return crew.map(function, tasks)
+    """`function` on every task, by a team of that many workers."""
+    with WorkerTeam(workers) as team:
+        return team.map(function, tasks)
 
 
 def blas_threads() -> set[int]:
@@ -54,10 +56,10 @@ def test_every_task_runs_once_and_results_are_in_order(workers: int, tasks: int)
     assert sorted(done) == list(range(tasks))
 
 
-def test_a_crew_can_be_given_work_many_times() -> None:
-    with Crew(3) as crew:
+def test_a_team_can_be_given_work_many_times() -> None:
+    with WorkerTeam(3) as team:
         for round_ in range(5):
-            assert crew.map(lambda task: task + 1, range(round_)) == list(range(1, round_ + 1))
+            assert team.map(lambda task: task + 1, range(round_)) == list(range(1, round_ + 1))
 
 
 @pytest.mark.parametrize("workers", [2, 8, 100])
@@ -73,9 +75,9 @@ def test_no_more_threads_run_than_workers_or_eight(workers: int) -> None:
     assert len(names) <= min(workers, 8)
 
 
-def test_a_crews_own_threads_end_with_it() -> None:
-    with Crew(4) as crew:
-        crew.map(lambda task: task, range(10))
+def test_a_teams_own_threads_end_with_it() -> None:
+    with WorkerTeam(4) as team:
+        team.map(lambda task: task, range(10))
     assert not [t for t in threading.enumerate() if t.name.startswith("topk_np")]
 
 
@@ -86,29 +88,41 @@ def test_an_executor_that_was_given_stays_open() -> None:
 
 
 def test_rows_of_scratch_do_not_compete_for_the_same_places_of_a_cache() -> None:
-    """That is what a multiple of SAME_PLACE bytes would do."""
+    """That is what a multiple of `same_place` bytes between them would do."""
     for columns in (1, 1024, 1040, 2048):
-        rows = Scratch().matrix("scores", 3, columns, np.float32)
-        assert rows.shape == (3, columns)
-        assert rows.strides[0] % topk_np.workers.SAME_PLACE
-        assert rows.strides[1] == 4
+        rows = product(3, columns, {})
+        assert rows.shape == (1, 3, columns)
+        assert rows.strides[1] % tuning.current.same_place
+        assert rows.strides[2] == 4
 
 
-def test_scratch_is_used_again_by_its_thread_and_not_by_others() -> None:
-    scratch = Scratch()
-    first = scratch.matrix("scores", 3, 4, np.float32)
-    assert first.shape == (3, 4)
-    assert first.dtype == np.float32
-    again = scratch.matrix("scores", 2, 5, np.float32)
-    assert again.shape == (2, 5)
+def test_scratch_is_used_again_for_products_of_the_same_name_alone() -> None:
+    scratch: dict[str, np.ndarray] = {}
+    first = product(3, 4, scratch)
+    again = product(2, 5, scratch)
     assert np.shares_memory(first, again)
-    assert not np.shares_memory(first, scratch.matrix("linear", 3, 4, np.float32))
-    assert not np.shares_memory(again, scratch.matrix("scores", 20, 5, np.float32))
-    assert scratch.matrix("scores", 20, 5, np.float64).dtype == np.float64
-    mine = scratch.matrix("scores", 3, 4, np.float64)
+    assert not np.shares_memory(first, product(3, 4, scratch, name="linear"))
+    assert not np.shares_memory(again, product(20, 5, scratch))
+    assert product(20, 5, scratch, dtype=np.float64).dtype == np.float64
+
+
+def product(
+    rows: int, columns: int, scratch: Any, *, name: str = "scores", dtype: Any = np.float32
+) -> np.ndarray:
+    """The scores of one head in memory of the calling thread."""
+    query, key = np.ones((1, rows, 2), dtype), np.ones((1, columns, 2), dtype)
+    scores: np.ndarray = engine(np).product(query, key, 0.5, scratch, name)
+    assert (scores == 1).all()
+    return scores
+
+
+def test_each_thread_has_scratch_of_its_own() -> None:
+    team = WorkerTeam(2)
+    mine = team.scratch
+    assert team.scratch is mine
     with ThreadPoolExecutor(1) as pool:
-        others = pool.submit(scratch.matrix, "scores", 3, 4, np.float64).result()
-    assert not np.shares_memory(mine, others)
+        others = pool.submit(lambda: team.scratch).result()
+    assert others is not mine
 
 
 def test_tasks_run_on_the_threads_of_a_given_executor() -> None:
@@ -166,7 +180,7 @@ def test_blas_has_one_thread_while_tasks_run_and_its_own_number_afterwards(worke
 
 
 def test_interleaved_guards_restore_blas_when_the_last_one_leaves() -> None:
-    first, second = Crew(1), Crew(1)
+    first, second = WorkerTeam(1), WorkerTeam(1)
     with two_blas_threads():
         first.__enter__()
         second.__enter__()
@@ -239,21 +253,22 @@ def test_a_short_problem_runs_in_the_thread_that_asks() -> None:
 
 def test_numpy_gets_the_threads_that_are_asked_for_and_other_libraries_one(xp: Backend) -> None:
     long, short = (xp.asarray(np.ones((8, length, 4))) for length in (256, 16))
-    assert attention_problem(long, long, long).crew(3).threads == (3 if xp.name == "numpy" else 1)
-    assert attention_problem(short, short, short).crew(3).threads == 1
+    for x, threads in ((long, 3 if xp.name == "numpy" else 1), (short, 1)):
+        schedule = schedule_call(attention_call(x, x, x, (2, None, None)))
+        assert schedule.threads(3) == threads
 
 
-def test_crews_that_two_threads_enter_and_leave_out_of_order_put_blas_back() -> None:
+def test_teams_that_two_threads_enter_and_leave_out_of_order_put_blas_back() -> None:
     before = blas_threads()
     inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with Crew(1):
+        with WorkerTeam(1):
             inside.set()
             leave.wait(10)
 
     thread = threading.Thread(target=other)
-    with Crew(1):
+    with WorkerTeam(1):
         thread.start()
         inside.wait(10)
     held = blas_threads()

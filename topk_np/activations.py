@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from array_api_compat import device
@@ -55,18 +56,22 @@ def elementwise(
     >>> topk_ffn(np.array([[3.0, 1.0]]), np.eye(2), np.eye(2), k=1, activation=squared)
     array([[9., 0.]])
     """
+    value_of, vjp_of = partial(_masked_value, value), partial(_masked_vjp, slope)
+    return Activation(value_of, vjp_of, by_element=True)
 
-    def masked_value(scores: Array, ops: Engine = None) -> Array:
-        xp = array_namespace(scores)
-        masked = scores == -xp.inf
-        return xp.where(masked, 0.0, value(xp, xp.where(masked, 0.0, scores)))
 
-    def masked_vjp(scores: Array, weights: Array, dweights: Array, ops: Engine = None) -> Array:
-        xp = array_namespace(scores)
-        masked = scores == -xp.inf
-        return xp.where(masked, 0.0, dweights * slope(xp, xp.where(masked, 0.0, scores)))
+def _masked_value(value: Callable[..., Array], scores: Array, ops: Engine = None) -> Array:
+    xp = array_namespace(scores)
+    masked = scores == -xp.inf
+    return xp.where(masked, 0.0, value(xp, xp.where(masked, 0.0, scores)))
 
-    return Activation(masked_value, masked_vjp, by_element=True)
+
+def _masked_vjp(
+    slope: Callable[..., Array], scores: Array, weights: Array, dweights: Array, ops: Engine = None
+) -> Array:
+    xp = array_namespace(scores)
+    masked = scores == -xp.inf
+    return xp.where(masked, 0.0, dweights * slope(xp, xp.where(masked, 0.0, scores)))
 
 
 def softmax(scores: Array, ops: Engine = None) -> Array:

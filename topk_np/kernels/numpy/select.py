@@ -85,7 +85,7 @@ def _select_short(scores: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row, by the row's k-th largest value."""
     rows, columns = scores.shape
     kth = kth_largest(scores.copy(), k)
-    fewer = (kth == -np.inf).any()  # than k are allowed in some row
+    fewer = np.any(kth == -np.inf)  # than k are allowed in some row
     if np.isnan(scores.max()):
         hit = ~(scores <= just_below(kth)[:, None])
     else:
