@@ -119,7 +119,8 @@ class Workload:
         block = keys * self.score_matrices * self.itemsize
         hidden = 2 * keys * self.masked
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
-        found += keys * self.itemsize * self.short
+        if self.short:
+            found = keys * (self.itemsize + 2) + self.slots * (self.itemsize + 20) + 32
         kept = self.slots * ((4 + self.slot_matrices) * self.itemsize + 12)
         kept += self.width * self.itemsize + keys * self.itemsize * self.short
         selecting, adding = rows * max(hidden, found), rows * kept + self._gathered_bytes(rows)
