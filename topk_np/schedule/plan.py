@@ -131,7 +131,9 @@ class Workload:
         """Scratch of one task of the backward pass."""
         products = rows * self.slots * ((3 + self.slot_matrices) * self.itemsize + 12)
         products += rows * self.slots * 24 * self.whole_budget  # where indices are sorted
-        products += rows * self.keys * 2 * self.itemsize * self.short
+        if self.short:  # sampled places, and matrices that are written out
+            products = rows * self.slots * ((2 + self.slot_matrices) * self.itemsize + 8)
+            products += rows * (2 + self.shared) * self.keys * self.itemsize
         return self.held_bytes(rows) + products + self._gathered_bytes(rows)
 
     def held_bytes(self, rows: int) -> int:
