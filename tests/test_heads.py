@@ -324,16 +324,17 @@ def test_strided_inputs_give_what_plain_ones_give(attention: Any) -> None:
         assert_all_close(run.grads, expected.grads, size=100.0)
 
 
+@pytest.mark.parametrize("equal", [False, True], ids=["random", "all-equal"])
 @pytest.mark.parametrize(
     ("shared", "dtype"), [(False, np.float32), (True, np.float32), (False, np.float16)]
 )
 def test_many_short_heads_stay_within_the_budget(
-    monkeypatch: pytest.MonkeyPatch, stacks: str, shared: bool, dtype: Any
+    monkeypatch: pytest.MonkeyPatch, stacks: str, shared: bool, dtype: Any, equal: bool
 ) -> None:
     """Taken together as they are: what Python's objects take for each of many chunks is much."""
     if stacks in ("alone", "few"):
         monkeypatch.setattr(tuning, "current", tuning.Tuning())
-    query = normal(2048, 16, 8, dtype=dtype)
+    query = normal(2048, 16, 8, dtype=dtype) * dtype(not equal)
     key = query[:1] if shared else query
     budget = 2**20
     warm_up()

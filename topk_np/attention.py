@@ -6,10 +6,9 @@ from concurrent.futures import Executor
 from typing import Any, NamedTuple, Unpack
 
 from topk_np._namespace import Array, check_flag
-from topk_np._vjp import output_of, residuals_on_demand
 from topk_np.core import dense, passes
 from topk_np.core.residuals import Residuals, TopKResiduals
-from topk_np.core.scores import new_output
+from topk_np.core.scores import output_of
 from topk_np.options.call import Call
 from topk_np.options.check import (
     AttentionOptions,
@@ -41,9 +40,7 @@ class DenseAttentionResiduals(Residuals):
 
 
 @spell_out(AttentionOptions)
-@residuals_on_demand
-def topk_attention_fwd(
-    keep: bool,
+def topk_attention(
     query: Array,
     key: Array,
     value: Array,
@@ -57,43 +54,7 @@ def topk_attention_fwd(
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
     **options: Unpack[AttentionOptions],
-) -> tuple[Array, TopKAttentionResiduals | None]:
-    """
-    `topk_attention`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `topk_attention`.
-
-    Returns
-    -------
-    out : array (..., Q, V), or a pair with `return_lse`
-        What `topk_attention` returns.
-    residuals : TopKAttentionResiduals
-        Scores and indices of the kept keys, at most K = min(k + sinks + local, N) a query: 8 K
-        bytes a query in float32. The inputs are referred to, not copied.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np import topk_attention_fwd
-    >>> key = np.eye(4)
-    >>> out, residuals = topk_attention_fwd(5 * key[:1], key, key, k=2)
-    >>> residuals.indices, residuals.scores
-    (array([[0, 1]], dtype=int32), array([[2.5, 0. ]]))
-    """
-    call = attention_call(query, key, value, (k, p, max_k), **options)
-    schedule = schedule_call(call, chunk_size, memory_budget)
-    threads = check_workers(workers)
-    lse = _lse(call, return_lse)
-    out, kept = passes.forward(call, schedule, threads, lse, keep)
-    if not keep:
-        return _unfolded(call, out, lse), None
-    lead = (*call.batch.lead, call.queries)
-    residuals = TopKAttentionResiduals(call, schedule, threads, lead, return_lse, kept)
-    return _unfolded(call, out, lse), residuals
-
-
-@output_of(topk_attention_fwd)
-def topk_attention() -> Array:
+) -> Array:
     """
     Attention in which every query attends to its `k` best-scoring keys.
 
@@ -202,6 +163,59 @@ def topk_attention() -> Array:
     >>> topk_attention(5 * key[:1], key, np.arange(8.0).reshape(4, 2), k=1)
     array([[0., 1.]])
     """
+    call = attention_call(query, key, value, (k, p, max_k), **options)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    lse = _lse(call, return_lse)
+    out, _ = passes.forward(call, schedule, check_workers(workers), lse)
+    return _unfolded(call, out, lse)
+
+
+@spell_out(AttentionOptions)
+def topk_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    k: int | None = None,
+    p: float | None = None,
+    max_k: int | None = None,
+    return_lse: bool = False,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, TopKAttentionResiduals]:
+    """
+    `topk_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `topk_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V), or a pair with `return_lse`
+        What `topk_attention` returns.
+    residuals : TopKAttentionResiduals
+        Scores and indices of the kept keys, at most K = min(k + sinks + local, N) a query: 8 K
+        bytes a query in float32. The inputs are referred to, not copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import topk_attention_fwd
+    >>> key = np.eye(4)
+    >>> out, residuals = topk_attention_fwd(5 * key[:1], key, key, k=2)
+    >>> residuals.indices, residuals.scores
+    (array([[0, 1]], dtype=int32), array([[2.5, 0. ]]))
+    """
+    call = attention_call(query, key, value, (k, p, max_k), **options)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    threads = check_workers(workers)
+    lse = _lse(call, return_lse)
+    out, kept = passes.forward(call, schedule, threads, lse, keeping=True)
+    lead = (*call.batch.lead, call.queries)
+    residuals = TopKAttentionResiduals(call, schedule, threads, lead, return_lse, kept)
+    return _unfolded(call, out, lse), residuals
 
 
 def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -256,7 +270,7 @@ def topk_attention_bwd(residuals: TopKAttentionResiduals, dout: Array, /) -> Att
 
 
 @spell_out(AttentionOptions)
-def dense_attention_fwd(
+def dense_attention(
     query: Array,
     key: Array,
     value: Array,
@@ -267,40 +281,7 @@ def dense_attention_fwd(
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
     **options: Unpack[AttentionOptions],
-) -> tuple[Array, DenseAttentionResiduals]:
-    """
-    `dense_attention`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `dense_attention`.
-
-    Returns
-    -------
-    out : array (..., Q, V), or a pair with `return_lse`
-        What `dense_attention` returns.
-    residuals : DenseAttentionResiduals
-        The inputs by reference and nothing else: the backward pass makes the scores again.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np import dense_attention_fwd
-    >>> out, residuals = dense_attention_fwd(*[np.ones((2, 3))] * 3)
-    >>> residuals.nbytes
-    0
-    """
-    call = attention_call(query, key, value, **options)
-    schedule = schedule_dense(call, chunk_size, memory_budget)
-    threads = check_workers(workers)
-    lse = _lse(call, return_lse)
-    out = dense.forward(call, schedule, threads, lse)
-    lead = (*call.batch.lead, call.queries)
-    return _unfolded(call, out, lse), DenseAttentionResiduals(
-        call, schedule, threads, lead, return_lse
-    )
-
-
-@output_of(dense_attention_fwd)
-def dense_attention() -> Array:
+) -> Array:
     """
     Attention over all keys: ``softmax(softcap(scale query keyᵀ) + bias) value``.
 
@@ -355,6 +336,61 @@ def dense_attention() -> Array:
     >>> dense_attention(np.zeros((1, 2)), np.ones((4, 2)), np.arange(4.0)[:, None])
     array([[1.5]])
     """
+    out, _ = dense_attention_fwd(
+        query,
+        key,
+        value,
+        return_lse=return_lse,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        workers=workers,
+        **options,
+    )
+    return out
+
+
+@spell_out(AttentionOptions)
+def dense_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    return_lse: bool = False,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+    **options: Unpack[AttentionOptions],
+) -> tuple[Array, DenseAttentionResiduals]:
+    """
+    `dense_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `dense_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V), or a pair with `return_lse`
+        What `dense_attention` returns.
+    residuals : DenseAttentionResiduals
+        The inputs by reference and nothing else: the backward pass makes the scores again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_attention_fwd
+    >>> out, residuals = dense_attention_fwd(*[np.ones((2, 3))] * 3)
+    >>> residuals.nbytes
+    0
+    """
+    call = attention_call(query, key, value, **options)
+    schedule = schedule_dense(call, chunk_size, memory_budget)
+    threads = check_workers(workers)
+    lse = _lse(call, return_lse)
+    out = dense.forward(call, schedule, threads, lse)
+    lead = (*call.batch.lead, call.queries)
+    return _unfolded(call, out, lse), DenseAttentionResiduals(
+        call, schedule, threads, lead, return_lse
+    )
 
 
 def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> AttentionGrads:
@@ -404,7 +440,7 @@ def dense_attention_bwd(residuals: DenseAttentionResiduals, dout: Array, /) -> A
 
 def _lse(call: Call, wanted: Any) -> Output | None:
     """Room for the log-sum-exp of each query's scores, if that is wanted."""
-    return new_output(call, 1) if check_flag("return_lse", wanted) else None
+    return output_of(call, 1) if check_flag("return_lse", wanted) else None
 
 
 def _unfolded(call: Call, out: Array, lse: Output | None) -> Any:

@@ -6,7 +6,6 @@ from concurrent.futures import Executor
 from typing import NamedTuple
 
 from topk_np._namespace import Array
-from topk_np._vjp import output_of, residuals_on_demand
 from topk_np.activations import Activation
 from topk_np.core import dense, passes
 from topk_np.core.residuals import Residuals, TopKResiduals
@@ -35,9 +34,7 @@ class DenseFFNResiduals(Residuals):
     """What `dense_ffn_bwd` needs: the inputs and nothing else; scores are made again."""
 
 
-@residuals_on_demand
-def topk_ffn_fwd(
-    keep: bool,
+def topk_ffn(
     x: Array,
     keys: Array,
     values: Array,
@@ -52,38 +49,7 @@ def topk_ffn_fwd(
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
-) -> tuple[Array, TopKFFNResiduals | None]:
-    """
-    `topk_ffn`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `topk_ffn`.
-
-    Returns
-    -------
-    out : array (..., V)
-        What `topk_ffn` returns.
-    residuals : TopKFFNResiduals
-        Scores and indices of the kept units, K = min(k, F) a token, and for a gated unit their
-        linear factors: 8 or 12 K bytes a token in float32. The inputs are referred to, not copied.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np import topk_ffn_fwd
-    >>> out, residuals = topk_ffn_fwd(np.array([[2.0, 1.0]]), np.eye(2), np.eye(2), k=1)
-    >>> residuals.indices, residuals.scores
-    (array([[0]], dtype=int32), array([[2.]]))
-    """
-    call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
-    schedule = schedule_call(call, chunk_size, memory_budget)
-    threads, lead = check_workers(workers), tuple(x.shape[:-1])
-    out, kept = passes.forward(call, schedule, threads, keeping=keep)
-    out = call.xp.reshape(out, (*lead, out.shape[-1]))
-    return out, TopKFFNResiduals(call, schedule, threads, lead, kept=kept) if keep else None
-
-
-@output_of(topk_ffn_fwd)
-def topk_ffn() -> Array:
+) -> Array:
     """
     Feed-forward layer in which every token uses its `k` best units.
 
@@ -154,6 +120,55 @@ def topk_ffn() -> Array:
     >>> topk_ffn(np.array([[2.0, 1.0]]), np.eye(2), np.eye(2), k=1)
     array([[2., 0.]])
     """
+    call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    out, _ = passes.forward(call, schedule, check_workers(workers))
+    return call.xp.reshape(out, (*x.shape[:-1], out.shape[-1]))
+
+
+def topk_ffn_fwd(
+    x: Array,
+    keys: Array,
+    values: Array,
+    /,
+    *,
+    k: int,
+    activation: str | Activation = "relu",
+    key_bias: Array | None = None,
+    value_bias: Array | None = None,
+    gate: Array | None = None,
+    select: str = "score",
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> tuple[Array, TopKFFNResiduals]:
+    """
+    `topk_ffn`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `topk_ffn`.
+
+    Returns
+    -------
+    out : array (..., V)
+        What `topk_ffn` returns.
+    residuals : TopKFFNResiduals
+        Scores and indices of the kept units, K = min(k, F) a token, and for a gated unit their
+        linear factors: 8 or 12 K bytes a token in float32. The inputs are referred to, not copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import topk_ffn_fwd
+    >>> out, residuals = topk_ffn_fwd(np.array([[2.0, 1.0]]), np.eye(2), np.eye(2), k=1)
+    >>> residuals.indices, residuals.scores
+    (array([[0]], dtype=int32), array([[2.]]))
+    """
+    call = ffn_call(x, keys, values, (k,), activation, key_bias, value_bias, gate, select)
+    schedule = schedule_call(call, chunk_size, memory_budget)
+    threads, lead = check_workers(workers), tuple(x.shape[:-1])
+    out, kept = passes.forward(call, schedule, threads, keeping=True)
+    residuals = TopKFFNResiduals(call, schedule, threads, lead, kept=kept)
+    return call.xp.reshape(out, (*lead, out.shape[-1])), residuals
 
 
 def topk_ffn_bwd(residuals: TopKFFNResiduals, dout: Array, /) -> FFNGrads:
@@ -201,7 +216,7 @@ def topk_ffn_bwd(residuals: TopKFFNResiduals, dout: Array, /) -> FFNGrads:
     return _grads(residuals, passes.backward(call, schedule, workers, residuals.kept, dout))
 
 
-def dense_ffn_fwd(
+def dense_ffn(
     x: Array,
     keys: Array,
     values: Array,
@@ -214,36 +229,7 @@ def dense_ffn_fwd(
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     workers: int | Executor | None = None,
-) -> tuple[Array, DenseFFNResiduals]:
-    """
-    `dense_ffn`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `dense_ffn`.
-
-    Returns
-    -------
-    out : array (..., V)
-        What `dense_ffn` returns.
-    residuals : DenseFFNResiduals
-        The inputs by reference and nothing else: the backward pass makes the scores again.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np import dense_ffn_fwd
-    >>> out, residuals = dense_ffn_fwd(np.ones(2), np.eye(2), np.eye(2))
-    >>> out, residuals.nbytes
-    (array([1., 1.]), 0)
-    """
-    call = ffn_call(x, keys, values, None, activation, key_bias, value_bias, gate)
-    schedule = schedule_dense(call, chunk_size, memory_budget)
-    threads, lead = check_workers(workers), tuple(x.shape[:-1])
-    out = call.xp.reshape(dense.forward(call, schedule, threads), (*lead, values.shape[-1]))
-    return out, DenseFFNResiduals(call, schedule, threads, lead)
-
-
-@output_of(dense_ffn_fwd)
-def dense_ffn() -> Array:
+) -> Array:
     """
     Feed-forward layer over all units: ``activation(x keysᵀ + key_bias) values + value_bias``.
 
@@ -294,6 +280,60 @@ def dense_ffn() -> Array:
     >>> dense_ffn(np.array([[2.0, -1.0]]), np.eye(2), np.eye(2))
     array([[2., 0.]])
     """
+    out, _ = dense_ffn_fwd(
+        x,
+        keys,
+        values,
+        activation=activation,
+        key_bias=key_bias,
+        value_bias=value_bias,
+        gate=gate,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        workers=workers,
+    )
+    return out
+
+
+def dense_ffn_fwd(
+    x: Array,
+    keys: Array,
+    values: Array,
+    /,
+    *,
+    activation: str | Activation = "relu",
+    key_bias: Array | None = None,
+    value_bias: Array | None = None,
+    gate: Array | None = None,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+    workers: int | Executor | None = None,
+) -> tuple[Array, DenseFFNResiduals]:
+    """
+    `dense_ffn`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `dense_ffn`.
+
+    Returns
+    -------
+    out : array (..., V)
+        What `dense_ffn` returns.
+    residuals : DenseFFNResiduals
+        The inputs by reference and nothing else: the backward pass makes the scores again.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import dense_ffn_fwd
+    >>> out, residuals = dense_ffn_fwd(np.ones(2), np.eye(2), np.eye(2))
+    >>> out, residuals.nbytes
+    (array([1., 1.]), 0)
+    """
+    call = ffn_call(x, keys, values, None, activation, key_bias, value_bias, gate)
+    schedule = schedule_dense(call, chunk_size, memory_budget)
+    threads, lead = check_workers(workers), tuple(x.shape[:-1])
+    out = call.xp.reshape(dense.forward(call, schedule, threads), (*lead, values.shape[-1]))
+    return out, DenseFFNResiduals(call, schedule, threads, lead)
 
 
 def dense_ffn_bwd(residuals: DenseFFNResiduals, dout: Array, /) -> FFNGrads:

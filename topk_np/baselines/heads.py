@@ -28,7 +28,7 @@ from topk_np._namespace import (
 from topk_np.baselines.features import FeatureMap, draw_projection
 from topk_np.baselines.linear import LinearHeads, forward, make_heads
 from topk_np.baselines.linear_bwd import backward
-from topk_np.core.scores import new_output
+from topk_np.core.scores import output_of
 from topk_np.options.call import Call
 from topk_np.options.check import attention_call, check_known
 from topk_np.options.chunk import Chunk, Heads, over_heads
@@ -134,7 +134,7 @@ class LinearCall:
     def forward(self) -> Array:
         """The output (..., Q, V)."""
         call = self.attention
-        out = new_output(call, int(call.value.shape[-1]), call.query.dtype)
+        out = output_of(call, int(call.value.shape[-1]), call.query.dtype)
 
         def work(stack: Chunk) -> None:
             for rows, values in forward(self.heads(stack)):

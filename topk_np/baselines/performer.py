@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
-from topk_np._vjp import output_of
 from topk_np.baselines.features import PositiveFeatures
 from topk_np.baselines.heads import LinearCall, LinearOptions, linear_call
 from topk_np.options.check import check_dout, spell_out
@@ -35,39 +34,13 @@ class PerformerResiduals:
 
 
 @spell_out(LinearOptions)
-def performer_attention_fwd(
+def performer_attention(
     query: Array,
     key: Array,
     value: Array,
     /,
     **options: Unpack[LinearOptions],
-) -> tuple[Array, PerformerResiduals]:
-    """
-    `performer_attention`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `performer_attention`.
-
-    Returns
-    -------
-    out : array (..., Q, V)
-        What `performer_attention` returns.
-    residuals : PerformerResiduals
-        The random vectors. The inputs are referred to, not copied.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.baselines import performer_attention_fwd
-    >>> out, residuals = performer_attention_fwd(np.eye(4), np.eye(4), np.eye(4), features=8)
-    >>> residuals.nbytes == 8 * 4 * 8
-    True
-    """
-    call = _call(query, key, value, **options)
-    return call.forward(), PerformerResiduals(call)
-
-
-@output_of(performer_attention_fwd)
-def performer_attention() -> Array:
+) -> Array:
     """
     Estimate softmax attention with positive orthogonal random features, in linear time.
 
@@ -160,6 +133,39 @@ def performer_attention() -> Array:
     0.010
     0.002
     """
+    return _call(query, key, value, **options).forward()
+
+
+@spell_out(LinearOptions)
+def performer_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    **options: Unpack[LinearOptions],
+) -> tuple[Array, PerformerResiduals]:
+    """
+    `performer_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `performer_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V)
+        What `performer_attention` returns.
+    residuals : PerformerResiduals
+        The random vectors. The inputs are referred to, not copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.baselines import performer_attention_fwd
+    >>> out, residuals = performer_attention_fwd(np.eye(4), np.eye(4), np.eye(4), features=8)
+    >>> residuals.nbytes == 8 * 4 * 8
+    True
+    """
+    call = _call(query, key, value, **options)
+    return call.forward(), PerformerResiduals(call)
 
 
 def performer_attention_bwd(residuals: PerformerResiduals, dout: Array, /) -> PerformerGrads:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
-from topk_np._vjp import output_of
 from topk_np.baselines.features import TrigonometricFeatures
 from topk_np.baselines.heads import LinearCall, LinearOptions, linear_call
 from topk_np.options.check import check_dout, spell_out
@@ -37,7 +36,7 @@ class RFAResiduals:
 
 
 @spell_out(LinearOptions)
-def rfa_attention_fwd(
+def rfa_attention(
     query: Array,
     key: Array,
     value: Array,
@@ -45,33 +44,7 @@ def rfa_attention_fwd(
     *,
     gate: Array | None = None,
     **options: Unpack[LinearOptions],
-) -> tuple[Array, RFAResiduals]:
-    """
-    `rfa_attention`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `rfa_attention`.
-
-    Returns
-    -------
-    out : array (..., Q, V)
-        What `rfa_attention` returns.
-    residuals : RFAResiduals
-        The random vectors. The inputs are referred to, not copied.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.baselines import rfa_attention_fwd
-    >>> out, residuals = rfa_attention_fwd(np.eye(4), np.eye(4), np.eye(4), features=8)
-    >>> residuals.nbytes == 8 * 4 * 8
-    True
-    """
-    call = _call(query, key, value, gate=gate, **options)
-    return call.forward(), RFAResiduals(call)
-
-
-@output_of(rfa_attention_fwd)
-def rfa_attention() -> Array:
+) -> Array:
     """
     Estimate softmax attention with random sines and cosines, in linear time.
 
@@ -163,6 +136,41 @@ def rfa_attention() -> Array:
     >>> rfa_attention(key, key, value, is_causal=True, gate=gate)[:, 0].round(3)
     array([0.   , 0.667, 1.429, 2.267])
     """
+    return _call(query, key, value, gate=gate, **options).forward()
+
+
+@spell_out(LinearOptions)
+def rfa_attention_fwd(
+    query: Array,
+    key: Array,
+    value: Array,
+    /,
+    *,
+    gate: Array | None = None,
+    **options: Unpack[LinearOptions],
+) -> tuple[Array, RFAResiduals]:
+    """
+    `rfa_attention`, and what its backward pass needs.
+
+    Parameters, errors and cost are those of `rfa_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, V)
+        What `rfa_attention` returns.
+    residuals : RFAResiduals
+        The random vectors. The inputs are referred to, not copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.baselines import rfa_attention_fwd
+    >>> out, residuals = rfa_attention_fwd(np.eye(4), np.eye(4), np.eye(4), features=8)
+    >>> residuals.nbytes == 8 * 4 * 8
+    True
+    """
+    call = _call(query, key, value, gate=gate, **options)
+    return call.forward(), RFAResiduals(call)
 
 
 def rfa_attention_bwd(residuals: RFAResiduals, dout: Array, /) -> RFAGrads:

@@ -14,7 +14,7 @@ from array_api_compat import device
 
 from topk_np._namespace import Array, cast
 from topk_np.activations import logsumexp
-from topk_np.core.scores import Inputs, inputs_of, linear_of, new_output, scores_of, visible
+from topk_np.core.scores import Inputs, inputs_of, linear_of, output_of, scores_of, visible
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk, Output
 from topk_np.schedule.gradients import Gradients, sum_gradients
@@ -43,7 +43,7 @@ def forward(
     call: Call, schedule: Schedule, workers: int | Executor, lse: Output | None = None
 ) -> Array:
     """The output (*batch, Q, V); `lse` (*batch, Q, 1), if given, gets the log-sum-exp of scores."""
-    out = new_output(call, call.value.shape[-1], call.query.dtype)
+    out = output_of(call, call.value.shape[-1], call.query.dtype)
 
     with WorkerTeam(schedule.threads(workers)) as team:
 

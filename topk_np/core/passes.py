@@ -21,7 +21,7 @@ from array_api_compat import device
 from topk_np._namespace import Array, cast
 from topk_np.activations import logsumexp
 from topk_np.core.keep import NOTHING, Kept, keep
-from topk_np.core.scores import inputs_of, new_output
+from topk_np.core.scores import inputs_of, output_of
 from topk_np.options.call import Call
 from topk_np.options.chunk import Chunk, Output
 from topk_np.schedule.gradients import Gradients, sum_gradients
@@ -42,11 +42,11 @@ def forward(
     If given, `lse` (*batch, Q, 1) gets the log-sum-exp of the kept scores.
     """
     xp, ops = call.xp, call.ops
-    out = new_output(call, call.value.shape[-1], call.query.dtype)
+    out = output_of(call, call.value.shape[-1], call.query.dtype)
     kept: list[Output] = []
     if keeping:
-        kept = [new_output(call, call.slots), new_output(call, call.slots, xp.int32)]
-        kept += [new_output(call, call.slots)] if call.gate is not None else []
+        kept = [output_of(call, call.slots), output_of(call, call.slots, xp.int32)]
+        kept += [output_of(call, call.slots)] if call.gate is not None else []
     with WorkerTeam(schedule.threads(workers)) as team:
 
         def compute(chunk: Chunk) -> None:

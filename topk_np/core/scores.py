@@ -32,7 +32,7 @@ def inputs_of(call: Call, chunk: Chunk) -> Inputs:
     )
 
 
-def new_output(call: Call, width: int, dtype: Any = None) -> Output:
+def output_of(call: Call, width: int, dtype: Any = None) -> Output:
     """An array (*batch, Q, width) of zeros, of the computing dtype unless told otherwise."""
     dtype = call.dtype if dtype is None else dtype
     return Output(zeros(call.xp, (*call.batch.shape, call.queries, width), dtype, call.query))

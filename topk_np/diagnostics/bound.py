@@ -7,7 +7,7 @@ from typing import Unpack
 
 from topk_np._namespace import Array, cast, check_integer
 from topk_np.activations import softmax
-from topk_np.core.scores import new_output, visible
+from topk_np.core.scores import output_of, visible
 from topk_np.diagnostics.chunks import each_chunk, set_aside
 from topk_np.options.check import AttentionOptions, attention_call, spell_out
 from topk_np.options.chunk import Chunk
@@ -76,7 +76,7 @@ def error_bound(
     k = check_integer("k", k, least=1)
     call = attention_call(query, key, value, **options)
     xp = call.xp
-    out = new_output(call, 1)
+    out = output_of(call, 1)
 
     def measure(chunk: Chunk, scores: Array) -> None:
         if scores.shape[2] == 0:

@@ -7,7 +7,7 @@ from typing import Unpack
 
 from topk_np._namespace import Array, check_integer, check_number, cumulative_sum
 from topk_np.activations import softmax
-from topk_np.core.scores import new_output
+from topk_np.core.scores import output_of
 from topk_np.diagnostics.chunks import each_chunk, set_aside
 from topk_np.options.check import AttentionOptions, attention_call, spell_out
 from topk_np.options.chunk import Chunk
@@ -74,7 +74,7 @@ def kept_mass(
         raise ValueError("k must be an integer or a list of at least one, got an empty one")
     call = attention_call(query, key, key, **options)
     xp = call.xp
-    out = new_output(call, len(ks))
+    out = output_of(call, len(ks))
 
     def measure(chunk: Chunk, scores: Array) -> None:
         held, others = set_aside(call, chunk, softmax(scores, call.ops))
@@ -145,7 +145,7 @@ def keys_for_mass(
         raise ValueError(f"mass must be above 0 and at most 1, got {mass}")
     call = attention_call(query, key, key, **options)
     xp = call.xp
-    out = new_output(call, 1, xp.int64)
+    out = output_of(call, 1, xp.int64)
 
     def measure(chunk: Chunk, scores: Array) -> None:
         weights = softmax(scores, call.ops)

@@ -49,6 +49,8 @@ class Workload:
     """Whether keys are copied block by block: cast, or laid out as BLAS needs them."""
     whole_rows: bool = False
     """Whether a query's scores are needed all at once."""
+    shared: bool = False
+    """Whether heads share an input, so that what they add to its gradient has to wait."""
     whole_budget: bool = False
     """Whether one task at a time gets the whole budget, as on a device."""
 
@@ -81,6 +83,7 @@ class Workload:
             narrow,
             copied,
             call.ranks_weights and not call.activation.by_element,
+            any(array.shape[:-2] != call.batch.shape for array in call.inputs.values()),
             call.ops.WHOLE_BUDGET,
         )
 
@@ -116,7 +119,8 @@ class Workload:
         block = keys * self.score_matrices * self.itemsize
         hidden = 2 * keys * self.masked
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
-        found += keys * self.itemsize * self.short
+        if self.short:
+            found = keys * (self.itemsize + 2) + self.slots * (self.itemsize + 20) + 32
         kept = self.slots * ((4 + self.slot_matrices) * self.itemsize + 12)
         kept += self.width * self.itemsize + keys * self.itemsize * self.short
         selecting, adding = rows * max(hidden, found), rows * kept + self._gathered_bytes(rows)
@@ -139,7 +143,7 @@ class Workload:
         """What several heads add to a gradient, and copies of their keys and values."""
         if heads == 1:
             return 0
-        return (1 + self.narrow) * heads * self.keys * self.width * self.itemsize
+        return (self.shared + 2 * self.narrow) * heads * self.keys * self.width * self.itemsize
 
     def task_bytes(self, rows: int, keys: int, backward: int, heads: int) -> int:
         """Scratch of a task of either pass, for so many rows of each of so many heads."""
@@ -154,6 +158,8 @@ class Workload:
 
     def _gathered_bytes(self, rows: int) -> int:
         row = self.slots * self.width // 2 * self.itemsize
+        if self.short:  # nothing is gathered
+            return row
         return max(row, min(tuning.current.gathered_bytes, rows * row))
 
 
