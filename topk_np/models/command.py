@@ -16,10 +16,6 @@ from topk_np.models.load import family_of, load_named
 from topk_np.models.tokenizers import chat_prompt
 
 
-class GenerateError(UserError, ValueError):
-    """The error of a command that cannot be carried out, in one line."""
-
-
 def run(
     *,
     model: str,
@@ -58,7 +54,7 @@ def run(
 
     Raises
     ------
-    GenerateError, FetchError
+    UserError
         With a message of one line.
     """
     try:
@@ -68,19 +64,19 @@ def run(
             loaded = Adapter.load(adapter).apply(loaded)
         ids = loaded.tokenizer.encode(chat_prompt(prompt, loaded.chat_template) if chat else prompt)
     except ValueError as error:
-        raise GenerateError(str(error)) from error
+        raise UserError(str(error)) from error
     except OSError as error:
-        raise GenerateError(f"--adapter {adapter}: {error.strerror}") from error
+        raise UserError(f"--adapter {adapter}: {error.strerror}") from error
     family = family_of(loaded)
     if family.decoder is None:
-        raise GenerateError(f"--model {model} must be a model that writes, such as Llama or T5")
+        raise UserError(f"--model {model} must be a model that writes, such as Llama or T5")
     context = family.context(loaded)
     if context is None:
         room = max_tokens
     elif 0 < len(ids) < context:
         room = context - len(ids)
     else:
-        raise GenerateError(
+        raise UserError(
             f"--prompt must have 1 to {context - 1} tokens for this model, got {len(ids)}"
         )
     speed = _Speed(len(ids))

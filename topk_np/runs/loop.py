@@ -29,8 +29,7 @@ from topk_np.runs.records import (
     resumed,
     save_state,
 )
-from topk_np.training.adamw import adamw
-from topk_np.training.clipping import clip_by_global_norm
+from topk_np.training.adamw import adamw, clip_by_global_norm
 from topk_np.training.schedules import constant
 from topk_np.training.trees import Tree, tree_map
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import check_integer
-from topk_np.tasks.archives import Archive
 from topk_np.tasks.examples import Examples, Task, guess_by, guess_majority, padded
 from topk_np.tasks.names import MissingDataError
+from topk_np.tasks.reviews import Archive
 
 __all__ = ["text_classification", "text_retrieval"]
 
