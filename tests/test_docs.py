@@ -25,7 +25,7 @@ ELSEWHERE = ("topk_np.interop.jax.as_jax", "topk_np.interop.torch.as_torch")
 # Those that need PyTorch, Dask's cluster or Hypothesis are run beside the tests of these.
 RUNNABLE = (
     "index",
-    *(f"howto/{name}" for name in ("activation", "blocks", "engine", "long_sequences")),
+    *(f"howto/{name}" for name in ("activation", "blocks", "engine", "long_sequences", "option")),
 )
 
 
