@@ -26,7 +26,8 @@ def run_code(path: Path, names: dict[str, Any], *, start: int = 0, end: int | No
     for block in blocks:
         # Lines keep their numbers in the page, so that a traceback points there.
         padding = "\n" * text.count("\n", 0, block.start(1))
-        exec(compile(padding + block[1], str(path), "exec"), names)
+        # As in a file of the reader's: without the __future__ imports of this one.
+        exec(compile(padding + block[1], str(path), "exec", dont_inherit=True), names)
 
 
 def shown(path: Path) -> list[str]:

@@ -67,8 +67,9 @@ def topk_ffn(
         The second matrix, a row for each unit.
     k : int
         Units to keep for each token, at least 1. Among equals the lower index is kept.
-    activation : {"relu", "gelu", "gelu_tanh", "silu", "identity", "softmax"}
-        "gelu" is the exact form with erf. "softmax" normalises over the kept units.
+    activation : {"relu", "gelu", "gelu_tanh", "silu", "identity", "softmax"} or Activation
+        "gelu" is the exact form with erf, "softmax" normalises over the kept units; one of your own
+        is an `Activation`, as `topk_np.activations.elementwise` makes.
     key_bias : array (F,), optional
         Added to ``x keysᵀ``.
     value_bias : array (V,), optional
@@ -244,8 +245,8 @@ def dense_ffn(
         The first matrix, a row for each of the F hidden units.
     values : array (F, V)
         The second matrix, a row for each unit.
-    activation : {"relu", "gelu", "gelu_tanh", "silu", "identity", "softmax"}
-        "gelu" is the exact form with erf.
+    activation : {"relu", "gelu", "gelu_tanh", "silu", "identity", "softmax"} or Activation
+        As in `topk_ffn`; "softmax" normalises over all units.
     key_bias : array (F,), optional
         Added to ``x keysᵀ``.
     value_bias : array (V,), optional

@@ -1,54 +1,50 @@
 """
-Write docs/options.md: every option, what it is for, and where it works.
+Write docs/options.md: every option, what it is for, and which functions take it.
 
-The text is that of the docstrings of `topk_attention` and `topk_ffn`; where an option works is
-found out by calling each function with it, forward and backward, on each engine:
+The text is that of the docstrings of `topk_attention` and `topk_ffn`; which functions take an
+option is found out by calling each of them with it, forward and backward:
 `python docs/tables/options.py`.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import topk_np
-from topk_np.options.check import AttentionOptions
 
 PAGE = Path(__file__).parents[1] / "options.md"
 LENGTH, WIDTH = 6, 4
-ENGINES = {"NumPy": "", "portable": "portable"}
 Call = Callable[[np.ndarray, dict[str, Any]], None]
 
 INTRODUCTION = """# The options
 
 <!-- Made by docs/tables/options.py from the code. -->
 
-All combine, in any number, and have one name everywhere. Each was called forward and backward on
-the engines named; on CuPy the same tests pass, run on its CPU build
+All combine, in any number, and have one name everywhere. Each works on NumPy arrays, on any library
+of the array API standard, and on CuPy arrays, where the same tests pass on CuPy's CPU build
 ([running on a GPU](howto/gpu.md)).
 
 ## Attention
 
-`topk_attention`, `dense_attention` and `multihead_attention` take the same, but for the rule by
-which keys are kept, which dense attention has no need of.
+`topk_attention`, `dense_attention` and `multihead_attention` take the same options, except for the
+rule by which keys are kept, which dense attention does not need.
 
 A score is made in this order: the product of query and key, times `scale`; `softcap`; plus `bias`;
-then all that masks. Then keys are chosen, the softmax is taken, and `dropout` is the last.
+then the masks. Then keys are chosen, the softmax is taken, and `dropout` comes last.
 
 """
 BETWEEN = """
 ## Feed-forward layers
 
 A score is the product of token and key, plus `key_bias`, and goes through the `activation`. With a
-`gate` it is the gate's score that does, and the result is multiplied by the other one. Units are
-chosen by what `select` says, and `value_bias` is the last.
+`gate` it is the gate's score that does, and the result is multiplied by the other one. `select` says
+by what units are ranked, and `value_bias` is added last.
 
 """
 
@@ -82,55 +78,31 @@ def topk_ffn(x: np.ndarray, options: dict[str, Any]) -> None:
 
 
 class Table(NamedTuple):
-    """The options of a kind of function: whose docstring has them, who is called with which."""
+    """The options of a kind of function, and the functions that may take them."""
 
     documented: Callable[..., Any]
+    """Its docstring has them."""
     data: tuple[str, ...]
     calls: dict[str, Call]
     examples: dict[str, Any]
+    """Values of options that not all of these functions take; others are given their default."""
 
 
-HOW = {"chunk_size": 2, "memory_budget": 2**20, "workers": 2}
 TABLES = (
     Table(
         topk_np.topk_attention,
         ("query", "key", "value"),
         {"dense": dense_attention, "top-k": topk_attention, "multi-head": multihead_attention},
-        {
-            "k": 2,
-            "p": 0.5,
-            "max_k": 3,
-            "return_lse": True,
-            "mask": np.tri(LENGTH, dtype=bool),
-            "is_causal": True,
-            "query_offset": 2,
-            "window": (2, 0),
-            "query_lengths": 4,
-            "key_lengths": 4,
-            "bias": np.ones((LENGTH, LENGTH)),
-            "scale": 0.5,
-            "softcap": 2.0,
-            "dropout": (0.5, 0),
-            "always_keep": (1, 1),
-            **HOW,
-        },
+        {"k": 2, "p": 0.5, "max_k": 3, "return_lse": True},
     ),
     Table(
         topk_np.topk_ffn,
         ("x", "keys", "values"),
         {"dense": dense_ffn, "top-k": topk_ffn},
-        {
-            "k": 2,
-            "activation": "silu",
-            "key_bias": np.ones(LENGTH),
-            "value_bias": np.ones(WIDTH),
-            "gate": np.ones((LENGTH, WIDTH)),
-            "select": "activation",
-            **HOW,
-        },
+        {"k": 2, "select": "activation"},
     ),
 )
-GOES_WITH = {"p": {"max_k": 3}, "max_k": {"p": 0.5}, "query_offset": {"is_causal": True}}
+GOES_WITH = {"p": {"max_k": 3}, "max_k": {"p": 0.5}}
 
 
 def main() -> None:
@@ -145,23 +117,14 @@ def page() -> str:
 
 def written(table: Table) -> str:
     """A table, with a line for each option."""
-    rows = [["option", "form", "what it does", *table.calls, "engines"]]
+    rows = [["option", "form", "what it does", *table.calls]]
     rows.append(["---"] * len(rows[0]))
-    for name in inspect.signature(table.documented).parameters:
+    for name, parameter in inspect.signature(table.documented).parameters.items():
         if name not in table.data:
-            rows.append([f"`{name}`", *described(name, table.documented), *tried(name, table)])
+            example = table.examples.get(name, parameter.default)
+            works = ["yes" if takes(call, name, example) else "no" for call in table.calls.values()]
+            rows.append([f"`{name}`", *described(name, table.documented), *works])
     return "```{rst-class} options\n```\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def tried(name: str, table: Table) -> list[str]:
-    """Which functions take an option, and the engines on which those do."""
-    works = {
-        engine: [called(call, engine, name, table.examples[name]) for call in table.calls.values()]
-        for engine in ENGINES
-    }
-    everywhere = next(iter(works.values()))
-    engines = [engine for engine, same in works.items() if same == everywhere]
-    return ["yes" if works else "no" for works in everywhere] + [", ".join(engines)]
 
 
 def described(name: str, function: Callable[..., Any]) -> tuple[str, str]:
@@ -174,31 +137,15 @@ def described(name: str, function: Callable[..., Any]) -> tuple[str, str]:
     return kind, sentence.replace("``", "`")
 
 
-def called(call: Call, engine: str, name: str, example: Any) -> bool:
-    """Whether a function takes an option on an engine."""
+def takes(call: Call, name: str, example: Any) -> bool:
+    """Return whether a function takes an option."""
     x = np.random.default_rng(0).standard_normal((LENGTH, WIDTH))
-    with engine_of(ENGINES[engine]):
-        try:
-            call(x, {name: example, **GOES_WITH.get(name, {})})
-        except TypeError:  # not an option of this function
-            return False
+    try:
+        call(x, {name: example, **GOES_WITH.get(name, {})})
+    except TypeError:  # not an option of this function
+        return False
     return True
 
 
-@contextmanager
-def engine_of(setting: str) -> Iterator[None]:
-    """Run on an engine that TOPK_NP_KERNELS names."""
-    before = os.environ.get("TOPK_NP_KERNELS")
-    os.environ["TOPK_NP_KERNELS"] = setting
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOPK_NP_KERNELS"]
-        else:
-            os.environ["TOPK_NP_KERNELS"] = before
-
-
-assert AttentionOptions.__annotations__.keys() < TABLES[0].examples.keys()
 if __name__ == "__main__":
     main()
