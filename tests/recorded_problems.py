@@ -73,7 +73,7 @@ class Problem:
     options: dict[str, Any]
     dout: Any
     whole: bool
-    """Whether all inputs are small integers, so that products are exact and ties matter."""
+    """True if all inputs are small integers, whose products are exact and often tie."""
 
     def __str__(self) -> str:
         shapes = " ".join(str(array.shape) for array in self.inputs)
@@ -230,11 +230,13 @@ class _Drawing:
         widths: Shape = (1, 2, 3, 4, 5, 8, 16) if size == "small" else (4, 8, 8, 16, 16, 32)
         if self.function == "dense_attention" and keys > 300:  # where sums are longest
             keys, widths = 300 + keys // 5, (4, 8, 16)
+        if size == "vast":
+            widths = (4, 8, 16)
         width = form.pick(*widths)
         return lead, queries, keys, width, width if form.chance(0.5) else form.pick(*widths)
 
     def keep_rule(self, keys: int) -> int:
-        """How many keys to keep: one, a few, as many as is usual, all, or more than all."""
+        """The number of keys to keep: one, a few, a usual number, all, or more than all."""
         few = self.form.between(1, 5)
         if keys > 300:
             return int(self.form.pick(1, few, 8, 16, 32, 64, 64, min(keys // 4, 100)))
