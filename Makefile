@@ -103,7 +103,6 @@ test-dist: dist ## Run the tests that are in the source distribution on the whee
 .PHONY: mutants
 mutants: $(call installed,mutants) ## See whether the tests notice small changes to the code
 	$(BIN)/python -m tests.mutants $(ARGS)
-	$(BIN)/python docs/tables/mutation.py
 
 # CuPy's CPU build (tests/cupy_cpu): its wheel is built where there is none, and kept for all
 # checkouts; the environment is one of its own, as it must never meet the real CuPy.

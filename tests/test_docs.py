@@ -54,12 +54,6 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(
     assert capsys.readouterr().out.splitlines() == shown(path)
 
 
-def test_the_page_on_mutants_is_that_of_what_was_found() -> None:
-    made = runpy.run_path(str(DOCS / "tables" / "mutation.py"))
-    page = (DOCS / "explain" / "mutation.md").read_text(encoding="utf-8")
-    assert page == made["page"](), "make it again: python docs/tables/mutation.py"
-
-
 def test_the_reference_has_every_public_name() -> None:
     page = (DOCS / "reference.md").read_text(encoding="utf-8")
     listed = re.findall(r"^   (topk_np\.[\w.]+)$", page, re.MULTILINE)
