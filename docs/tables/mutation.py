@@ -69,7 +69,7 @@ def page() -> str:
 
 
 def table(mutants: list[dict[str, Any]]) -> str:
-    """How many there were in each file."""
+    """The number of mutants in each file."""
     text = "| file | mutants | killed | survived |\n|---|---|---|---|\n"
     for file in sorted({mutant["file"] for mutant in mutants}):
         own = [mutant["killed"] for mutant in mutants if mutant["file"] == file]
@@ -86,7 +86,7 @@ def equivalents(same: list[tuple[dict[str, Any], str]]) -> str:
 
 
 def found(entries: list[dict[str, Any]]) -> str:
-    """What survived at first, and the test that kills it now."""
+    """The mutants that survived at first, and the test that kills each now."""
     text = "\n## What survived at first, and the test that notices it now\n"
     for entry in entries:
         text += f"\n{change(entry)}\n`{entry['test']}`\n"
@@ -100,7 +100,7 @@ def change(mutant: dict[str, Any]) -> str:
 
 
 def said_of(mutant: dict[str, Any], verdicts: list[dict[str, str]]) -> dict[str, str]:
-    """What is said of a mutant; lines move, so it is found by what it changes."""
+    """The verdict on a mutant; lines move, so it is found by what it changes."""
     for verdict in verdicts:
         if matches(verdict, mutant):
             return verdict
@@ -108,7 +108,7 @@ def said_of(mutant: dict[str, Any], verdicts: list[dict[str, str]]) -> dict[str,
 
 
 def matches(verdict: dict[str, str], mutant: dict[str, Any]) -> bool:
-    """Whether a verdict is one on this mutant, and not on one of another draw."""
+    """Return whether a verdict is one on this mutant, and not on one of another draw."""
     return all(verdict[name] == mutant[name] for name in ("file", "was", "becomes"))
 
 
