@@ -40,6 +40,9 @@ of them take from half an hour to an hour of one core, can be stopped at any tim
 of CI.
 
 """
+OUTDATED = """The mutants were drawn before the core was rewritten, and the files below are those of then.
+
+"""
 
 
 def main() -> None:
@@ -65,6 +68,8 @@ def page() -> str:
         f"noticed {adjusted:.1%} were killed. At first it was {first:.1%} of all; what survived "
         f"then is the last list. (Cosmic Ray {data['cosmic_ray']}, Python {data['python']}.)\n\n"
     )
+    if any(not (DOCS.parent / mutant["file"]).exists() for mutant in mutants):
+        summary += OUTDATED
     return INTRODUCTION + summary + table(mutants) + equivalents(same) + found(late)
 
 
