@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def notebooks() -> list[Path]:
-    """Those that teach, in their order."""
+    """Return the notebooks that teach, in their order."""
     return sorted(HERE.glob("*.md"), key=lambda path: int(path.stem.partition("-")[0]))
 
 

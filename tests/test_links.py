@@ -1,4 +1,4 @@
-"""What the pages refer to is there: pages, headings, files, commands, works. Nothing is fetched."""
+"""Pages refer to what is there: pages, headings, files, commands, works. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
 def links(path: Path) -> tuple[list[str], list[str]]:
-    """What a page links to or shows: addresses elsewhere, and places in the project."""
+    """The links and pictures of a page: addresses elsewhere, and places in the project."""
     text = path.read_text(encoding="utf-8")
     shown = [found[1] for fence in FENCE.finditer(text) if (found := SHOWS.match(fence[2]))]
     prose = FENCE.sub("", text)
@@ -113,7 +113,7 @@ def test_every_figure_is_shown_and_every_picture_says_what_it_shows() -> None:
 
 
 def cited(find: Callable[[str], list[Any]]) -> set[Any]:
-    """What is cited anywhere but in the bibliography."""
+    """The works that are cited anywhere except in the bibliography."""
     texts = [*SOURCES, *(path for path in PAGES if path != BIBLIOGRAPHY)]
     return {work for path in texts for work in find(path.read_text(encoding="utf-8"))}
 

@@ -1,4 +1,4 @@
-"""Which array library the inputs belong to, and whether they may be used together."""
+"""The array library of the inputs, and checks that they may be used together."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def array_namespace(*arrays: Array) -> Namespace:
 
 
 def namespace_of(named: Mapping[str, Array]) -> Namespace:
-    """Like `array_namespace`, for arrays with the names that errors should mention."""
+    """Do as `array_namespace`, for arrays with the names that errors should mention."""
     for array in named.values():
         if array is not None and type(array) is not np.ndarray:
             break
@@ -239,7 +239,7 @@ def zeros(xp: Namespace, shape: tuple[int, ...], dtype: Any, like: Array) -> Arr
 
 
 def add_at(array: Array, index: Any, values: Array) -> Array:
-    """Like `put`, with `values` added."""
+    """Do as `put`, with `values` added."""
     if not isinstance(array, np.ndarray) and array_api_compat.is_jax_array(array):
         return array.at[index].add(values)
     array[index] += values
@@ -269,12 +269,12 @@ def plain(array: Array) -> Array:
 
 
 def is_numpy(xp: Namespace) -> bool:
-    """Whether arrays of this namespace are NumPy's."""
+    """Return whether arrays of this namespace are NumPy's."""
     return xp is np
 
 
 def is_cupy(xp: Namespace) -> bool:
-    """Whether arrays of this namespace are CuPy's."""
+    """Return whether arrays of this namespace are CuPy's."""
     return "cupy" in sys.modules and array_api_compat.is_cupy_namespace(xp)
 
 

@@ -1,5 +1,5 @@
 """
-What turns scores into weights: value and derivative of each activation.
+Activations, which turn scores into weights: the value and the derivative of each.
 
 A score of -inf is masked, or stands for an unused slot: its weight and its derivative are 0.
 """
@@ -25,7 +25,7 @@ class Activation(NamedTuple):
     vjp: Callable[..., Array]
     """``vjp(scores, weights, dweights, ops=None)``: the gradient with respect to the scores."""
     by_element: bool
-    """Whether a weight depends on its own score alone, not on the whole row."""
+    """True if a weight depends on its own score alone, not on the whole row."""
 
 
 def elementwise(
@@ -85,7 +85,7 @@ def softmax_vjp(scores: Array, weights: Array, dweights: Array, ops: Engine = No
 
 
 def relu(scores: Array, ops: Engine = None) -> Array:
-    """What is above 0, or NaN; a masked score is neither."""
+    """`scores` where they are above 0, or NaN; a masked score is neither."""
     return (ops or engine(array_namespace(scores))).relu(scores)
 
 

@@ -32,11 +32,11 @@ class AttentionGrads(NamedTuple):
 
 
 class TopKAttentionResiduals(TopKResiduals):
-    """What `topk_attention_bwd` needs: the inputs, and K scores and K indices a query."""
+    """Input of `topk_attention_bwd`: the inputs, and K scores and K indices a query."""
 
 
 class DenseAttentionResiduals(Residuals):
-    """What `dense_attention_bwd` needs: the inputs and nothing else; scores are made again."""
+    """Input of `dense_attention_bwd`: the inputs alone; scores are computed once more."""
 
 
 @spell_out(AttentionOptions)
@@ -96,10 +96,10 @@ def topk_attention(
         The query at position i sees keys i - left to i + right only; None on a side is unbounded.
         Keys that no query of a chunk sees cost nothing.
     query_lengths : int or int array, optional
-        How many queries there are, of those with padding behind them; an array broadcasts like
-        that of `query_offset`. The others see nothing.
+        The number of queries that are not padding, which stands behind them; an array broadcasts
+        like that of `query_offset`. Padding sees nothing.
     key_lengths : int or int array, optional
-        How many keys there are, likewise; the others are seen by nobody and cost nothing.
+        The number of keys that are not padding, likewise; padding is hidden and costs nothing.
     bias : array, ALiBi, T5Bias or function, optional
         Added to the scores. An array broadcastable to (..., Q, N), which gets a gradient, as does
         the table of a `T5Bias`; or a function of positions, as for `mask`, that returns numbers.
@@ -113,9 +113,9 @@ def topk_attention(
         dropped depends on the seed and the place of the weight alone: the index over the leading
         axes, the positions of query and key.
     always_keep : (sinks, local), optional
-        Keys kept beside the best: the first `sinks` of all, and the `local` nearest at or before
-        the query's position. Those that a mask or window hides are not kept. With `p`, what they
-        hold counts.
+        Keys kept in addition to the best: the first `sinks` of all, and the `local` nearest at or
+        before the query's position. Those that a mask or window hides are not kept. With `p`, what
+        they hold counts.
     chunk_size : int, optional
         Queries to work on at once; by default as many as `memory_budget` allows.
     memory_budget : int, optional
@@ -285,7 +285,7 @@ def dense_attention(
     """
     Attention over all keys: ``softmax(softcap(scale query keyᵀ) + bias) value``.
 
-    The oracle of `topk_attention`, with the same options but `k`. Without `chunk_size` and
+    The oracle of `topk_attention`, with the same options except `k`. Without `chunk_size` and
     `memory_budget` each head is one chunk of scores (Q, N), as in the textbook; with one of them
     it is the paper's query chunking, exact and linear in memory.
 
@@ -372,7 +372,7 @@ def dense_attention_fwd(
     out : array (..., Q, V), or a pair with `return_lse`
         What `dense_attention` returns.
     residuals : DenseAttentionResiduals
-        The inputs by reference and nothing else: the backward pass makes the scores again.
+        The inputs by reference and nothing else: the backward pass computes the scores once more.
 
     Examples
     --------

@@ -27,11 +27,11 @@ class FFNGrads(NamedTuple):
 
 
 class TopKFFNResiduals(TopKResiduals):
-    """What `topk_ffn_bwd` needs: the inputs, and K scores and K indices a token."""
+    """Input of `topk_ffn_bwd`: the inputs, and K scores and K indices a token."""
 
 
 class DenseFFNResiduals(Residuals):
-    """What `dense_ffn_bwd` needs: the inputs and nothing else; scores are made again."""
+    """Input of `dense_ffn_bwd`: the inputs alone; scores are computed once more."""
 
 
 def topk_ffn(
@@ -234,8 +234,8 @@ def dense_ffn(
     """
     Feed-forward layer over all units: ``activation(x keysᵀ + key_bias) values + value_bias``.
 
-    The oracle of `topk_ffn`, with the same options but `k` and `select`. Without `chunk_size` and
-    `memory_budget` all tokens are one chunk.
+    The oracle of `topk_ffn`, with the same options except `k` and `select`. Without `chunk_size`
+    and `memory_budget` all tokens are one chunk.
 
     Parameters
     ----------
@@ -320,7 +320,7 @@ def dense_ffn_fwd(
     out : array (..., V)
         What `dense_ffn` returns.
     residuals : DenseFFNResiduals
-        The inputs by reference and nothing else: the backward pass makes the scores again.
+        The inputs by reference and nothing else: the backward pass computes the scores once more.
 
     Examples
     --------

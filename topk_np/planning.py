@@ -34,9 +34,9 @@ class Plan:
     grad_bytes: int
     """Gradients of the three inputs."""
     forward_scratch: int
-    """What the forward pass holds besides its output and the residuals."""
+    """Memory of the forward pass besides its output and the residuals."""
     backward_scratch: int
-    """What the backward pass holds besides the gradients; for half precision their wider sums."""
+    """Memory of the backward pass besides the gradients; for half precision also wider sums."""
 
     @property
     def forward_peak(self) -> int:
@@ -176,7 +176,7 @@ def _stand_in(given: Any, shape: tuple[int, ...], dtype: str) -> Array:
 
 
 def _scratch(work: Workload, schedule: Schedule, threads: int, in_flight: int) -> tuple[int, int]:
-    """What the tasks of the forward and of the backward pass hold at once."""
+    """Scratch that the tasks of the forward and of the backward pass hold at once."""
     stack, heads = work.stack_bytes(schedule.heads), schedule.heads
     rows = heads * schedule.backward_chunk_size
     held = work.held_bytes(rows)

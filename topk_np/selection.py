@@ -22,7 +22,7 @@ from topk_np.options.rules import falling
 
 
 class TopK(NamedTuple):
-    """What `top_k` returns."""
+    """Result of `top_k`."""
 
     values: Array
     """(..., k), the input's dtype."""
@@ -42,7 +42,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1, sorted: bool = True) -> TopK:
     x : array (..., N)
         Floating values; N is the length of `axis`.
     k : int
-        How many to take, at least 1; more than N is taken as N.
+        The number to take, at least 1; more than N is taken as N.
     axis : int, default -1
         The axis to select along.
     sorted : bool, default True

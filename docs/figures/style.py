@@ -1,4 +1,4 @@
-"""What the curves of the documentation have in common."""
+"""The style that the curves of the documentation have in common."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def page() -> str:
 
 
 def entry(wrong: Any) -> str:
-    """What a call says, the call, and what to do."""
+    """The message of a call, the call, and what to do."""
     error = made(wrong.call)
     said = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return f"```text\n{said}\n```\n\n`{wrong.call}`\\\n{wrong.advice}\n"

@@ -43,8 +43,8 @@ BETWEEN = """
 ## Feed-forward layers
 
 A score is the product of token and key, plus `key_bias`, and goes through the `activation`. With a
-`gate` it is the gate's score that does, and the result is multiplied by the other one. `select`
-says by what units are ranked, and `value_bias` is added last.
+`gate` it is the gate's score that does, and the result is multiplied by the other one. Units are
+ranked by what `select` says, and `value_bias` is added last.
 
 """
 

@@ -16,7 +16,7 @@ SECTIONS: dict[str, list[Wrong]] = {
     "Arrays": [
         Wrong(
             "topk_attention([[1.0]], x, x, k=2)",
-            "Lists are not converted, since nobody knows to which dtype and device. Make an array.",
+            "Lists are not converted, as their dtype and device are not known. Make an array.",
         ),
         Wrong(
             "topk_attention(x.astype(int), x, x, k=2)",

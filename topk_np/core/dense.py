@@ -34,7 +34,7 @@ class _Weighed(NamedTuple):
     linear: Array | None
     """The linear factor of gated units."""
     factors: Array | None
-    """What dropout multiplies the weights by."""
+    """Factors of the weights: those of dropout."""
     weights: Array
     """Finite where a pair is not allowed."""
 

@@ -1,4 +1,4 @@
-"""Step 2: which keys the queries of a chunk keep, from their scores a block of keys at a time."""
+"""Step 2: the keys that the queries of a chunk keep, found a block of keys at a time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from topk_np.schedule.plan import slices
 
 
 class Kept(NamedTuple):
-    """What queries keep: of a chunk (G, C, K), or of a call (*batch, Q, K)."""
+    """The keys that queries keep: of a chunk (G, C, K), or of a call (*batch, Q, K)."""
 
     scores: Array
-    """What goes into the activation; -inf in unused slots."""
+    """Input of the activation; -inf in unused slots."""
     indices: Array
     """int32, ascending; -1 in unused slots, which come last."""
     linear: Array | None = None
@@ -24,7 +24,7 @@ class Kept(NamedTuple):
 
 
 NOTHING = Kept(None, None)
-"""What is kept if there is no backward pass."""
+"""Nothing kept, where there is no backward pass."""
 
 
 def keep(call: Call, chunk: Chunk, inputs: Inputs, block: int, scratch: dict[str, Array]) -> Kept:
@@ -73,7 +73,7 @@ def keep(call: Call, chunk: Chunk, inputs: Inputs, block: int, scratch: dict[str
 def _by_weight(
     call: Call, inputs: Inputs, keys: slice, scores: Array, scratch: dict[str, Array]
 ) -> tuple[Array, int, Array] | tuple[Array, int, Array, Array]:
-    """What units are ranked by where that is what comes out of them, with what is kept of them."""
+    """Rank units by the size of their weights: these, then what is kept of the units."""
     xp = call.xp
     weights = call.activation.value(scores, call.ops)
     linear = linear_of(call, inputs, keys, scratch)

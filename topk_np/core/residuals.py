@@ -1,4 +1,4 @@
-"""What a backward pass needs of its forward pass."""
+"""Residuals: the part of a forward pass that its backward pass needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Residuals:
     lead: tuple[int, ...]
     """The shape of the output without its last axis."""
     with_lse: bool = False
-    """Whether the log-sum-exp was returned, and so has a gradient too."""
+    """True if the log-sum-exp was returned, and so has a gradient too."""
     kept: Kept = NOTHING
     """Arrays (*batch, Q, K)."""
 
@@ -45,7 +45,7 @@ class Residuals:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without an executor, which cannot be pickled: the default takes its place."""
+        """Leave out an executor, which cannot be pickled: the default takes its place."""
         workers = None if isinstance(self.workers, Executor) else self.workers
         return vars(self) | {"workers": workers}
 
@@ -59,7 +59,7 @@ class TopKResiduals(Residuals):
 
     @property
     def scores(self) -> Array:
-        """(..., K) scores of the kept keys, what goes into the activation; -inf in unused slots."""
+        """(..., K) scores of the kept keys, input of the activation; -inf in unused slots."""
         return self._of_lead(0)
 
     @property

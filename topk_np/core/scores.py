@@ -10,10 +10,10 @@ from topk_np.options.chunk import Chunk, Output
 
 
 class Inputs(NamedTuple):
-    """What a chunk needs of a call's inputs: C queries, and all keys and values, of G heads."""
+    """The inputs of a chunk: C queries, and all keys and values, of G heads."""
 
     query: Array
-    """(G, C, D), in the dtype that is computed in; the others as they were given."""
+    """(G, C, D), in the computing dtype; the others in the dtype that was given."""
     key: Array
     """(G, N, D)"""
     value: Array

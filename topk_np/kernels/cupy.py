@@ -108,7 +108,7 @@ class RunningTopK(portable.RunningTopK):
     """
 
     def __init__(self, k: int, columns: int) -> None:
-        """Of rows with `columns` scores in all."""
+        """Begin with rows that have `columns` scores in all."""
         super().__init__(k, columns)
         self._floors: Array = None  # (G, C), ranks: see select.cu
 
@@ -146,7 +146,7 @@ class _Pattern:
 
 
 def pattern(indices: Array, keys: int) -> Any:
-    """Where row-sparse matrices (G, C, keys) have entries, as the products below take it."""
+    """The places of entries in row-sparse matrices (G, C, keys), as the products below take it."""
     return _Pattern(indices, keys)
 
 
@@ -156,7 +156,7 @@ def take_slots(matrix: Array, indices: Array) -> Array:
 
 
 def _take(matrix: Array, places: Array, before: Any = 0, kept: int = 0) -> Array:
-    """What is at `places` of the matrices that `before` (G, C, kept) and `matrix` make together."""
+    """The entries at `places` of the matrices that `before` (G, C, kept) and `matrix` make."""
     out = cupy.empty(places.shape, matrix.dtype)
     matrix = cupy.broadcast_to(matrix, (*places.shape[:2], matrix.shape[2]))
     kernel = cuda.instance_for_bits("take_slots", matrix.itemsize)
@@ -266,7 +266,7 @@ def _each_row(name: str, *operands: Array) -> Array:
 
 
 def relu(scores: Array) -> Array:
-    """What is above 0, or NaN; a masked score is neither."""
+    """`scores` where they are above 0, or NaN; a masked score is neither."""
     return _RELU(scores, scores)
 
 

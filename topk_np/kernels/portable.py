@@ -123,7 +123,7 @@ class RunningTopK:
 
 
 def pattern(indices: Array, keys: int) -> Any:
-    """Where a row-sparse matrix (G, C, keys) has entries, as the products below take it."""
+    """The places of entries in a row-sparse matrix (G, C, keys), as the products below take it."""
     return indices
 
 
@@ -218,7 +218,7 @@ def softmax_vjp(weights: Array, dweights: Array) -> Array:
 
 
 def relu(scores: Array) -> Array:
-    """What is above 0, or NaN; a masked score is neither."""
+    """`scores` where they are above 0, or NaN; a masked score is neither."""
     return array_namespace(scores).where(scores <= 0, 0.0, scores)  # maximum may lose NaN
 
 

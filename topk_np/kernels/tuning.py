@@ -1,4 +1,4 @@
-"""The numbers that decide how work is cut: what was measured to be quick."""
+"""The numbers that decide how work is cut, as measurements found them to be quick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tuning:
-    """All of them. They change speed and memory, and of the results nothing but rounding."""
+    """All of these numbers. They change speed, memory and the rounding of results, no more."""
 
     # How calls are cut: `topk_np.schedule.plan`.
     most_queries: int = 512
@@ -53,7 +53,7 @@ class Tuning:
     short_scores: int = 2**16
     """Scores of a head in which all rows are short."""
     short_share: int = 32
-    """It does where at least one in so many of the keys is kept."""
+    """The products cost less where at least one in this number of keys is kept."""
     groups_per_slot: int = 4
     """Groups of a row, for each of the k best, whose maxima give a floor."""
     least_groups: int = 256
@@ -61,8 +61,8 @@ class Tuning:
     least_group: int = 4
     """Scores of a group: with smaller ones, to partition the whole row is quicker."""
     same_place: int = 4096
-    """Rows a multiple of so many bytes apart compete for the same places in the first cache."""
+    """Rows a multiple of these bytes apart compete for the same places in the first cache."""
 
 
 current = Tuning()
-"""Those in force. Tests swap them for ones that cut small problems into many pieces."""
+"""The numbers in force. Tests swap them for ones that cut small problems into many pieces."""

@@ -1,4 +1,4 @@
-"""What is added to the scores: made for one chunk at a time, as is its gradient."""
+"""Biases, which are added to the scores: made for one chunk at a time, as are their gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ArrayBias(Option):
 
     array: Array
     shape: Shape
-    """As the caller gave it."""
+    """The shape that the caller gave."""
 
     held_matrices = 1
     gradient = "bias"

@@ -15,7 +15,7 @@ from topk_np.options.rules import AlwaysKept, KeepRule
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Call:
     """
-    What ``activation(softcap(scale query keyᵀ) + bias) value`` is computed of.
+    The inputs and options of ``activation(softcap(scale query keyᵀ) + bias) value``.
 
     All arrays are the caller's memory, never written to, with the same number of batch axes: one
     that heads share has length 1. For a feed-forward layer query, key and value are tokens, rows
@@ -27,7 +27,7 @@ class Call:
     ops: Engine = field(repr=False)
     """The engine that computes on them."""
     dtype: Any
-    """What is computed in; outputs have the inputs' own dtype."""
+    """The computing dtype; outputs have the inputs' own."""
     query: Array
     """(*batch, Q, D)"""
     key: Array
@@ -44,13 +44,13 @@ class Call:
     inputs: dict[str, Array] = field(repr=False)
     """The arrays that have a gradient, by name; those not given are left out."""
     shapes: dict[str, tuple[int, ...]]
-    """Of those that the caller gave in another shape."""
+    """Original shapes of those that the caller gave in another shape."""
     activation: Activation
     rule: KeepRule | None
-    """How many keys a query keeps; None where that is all of them: the dense function."""
+    """The number of keys that a query keeps; None for all of them, the dense function."""
     scale: float = 1.0
     softcap: float | None = None
-    """With a softcap c the scaled product x becomes c tanh(x / c), before the bias."""
+    """A limit c: the scaled product x becomes c tanh(x / c), before the bias."""
     options: tuple[Option, ...] = ()
     """In the order in which they work on scores: the bias, then masks."""
     always: AlwaysKept | None = None
@@ -61,13 +61,13 @@ class Call:
     value_bias: Array | None = None
     """(1, 1, V)"""
     ranks_weights: bool = False
-    """Whether the k best are the largest weights by size, not the largest scores."""
+    """True if the k best are the largest weights by size, not the largest scores."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without modules, which cannot be pickled."""
+        """Leave out the modules, which cannot be pickled."""
         return {name: value for name, value in vars(self).items() if name not in ("xp", "ops")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """With the library and the engine of the arrays."""
+        """Find the library and the engine of the arrays again."""
         xp = array_namespace(state["query"])
         vars(self).update(state, xp=xp, ops=engine(xp))

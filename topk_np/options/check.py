@@ -56,7 +56,7 @@ class AttentionOptions(TypedDict, total=False):
 
 
 def check_known(given: Mapping[str, object], options: type, whose: str) -> None:
-    """Check that what was given by name is among the `options`, a TypedDict."""
+    """Check that all names that were given are among the `options`, a TypedDict."""
     unknown = given.keys() - options.__annotations__.keys()
     if unknown:
         raise TypeError(

@@ -1,7 +1,7 @@
 """
 A chunk of work, C queries of G heads: its part of arrays and numbers over all heads.
 
-And `Option`: what an option may do to a chunk.
+And `Option`, with a hook for each thing that an option may do to a chunk.
 """
 
 from __future__ import annotations
@@ -110,18 +110,18 @@ class Option:
     """
 
     score_matrices = 0
-    """Matrices of the size of a block of scores that it holds."""
+    """The number of matrices that it holds of the size of a block of scores."""
     slot_matrices = 0
-    """Numbers that it holds for each kept slot."""
+    """The number of values that it holds for each kept slot."""
     held_matrices = 0
-    """Of these, what it holds until its gradient is added up."""
+    """The number of these that it holds until its gradient is added up."""
     masks = False
-    """Whether it hides keys from queries."""
+    """True if it hides keys from queries."""
     gradient = ""
     """The name of the gradient of its `array` (*batch, n, ·); empty if it has none."""
 
     def visible(self, chunk: Chunk, keys: slice) -> slice:
-        """Of these keys, the range outside of which no query of the chunk may attend to any."""
+        """The range of these keys outside of which no query of the chunk may attend to any."""
         return keys
 
     def scores(self, scores: Array, chunk: Chunk, keys: slice, ops: Engine) -> Array:
@@ -129,16 +129,16 @@ class Option:
         return scores
 
     def factors(self, chunk: Chunk, indices: Array, dtype: Any) -> Array | None:
-        """(G, C, K): what the weights of some keys are multiplied by; None if by nothing."""
+        """(G, C, K): factors of the weights of some keys; None if there are none."""
         return None
 
     def add_gradients(
         self, grads: Any, chunk: Chunk, dscores: Array, indices: Array, ops: Engine
     ) -> None:
-        """Add to `grads` what the gradient of the kept scores (G, C, K) means for `inputs`."""
+        """Add to `grads` what follows from the gradient of the kept scores (G, C, K)."""
 
     def add_dense_gradients(self, grads: Any, chunk: Chunk, keys: slice, dscores: Array) -> None:
-        """Add what the gradient of the scores (G, C, n) of these keys means for `inputs`."""
+        """Add to `grads` what follows from the gradient of the scores (G, C, n) of these keys."""
 
     def own_gradient(self, total: Array) -> Array:
         """The gradient (*batch, n, ·) of its array in the shape that the caller gave."""
@@ -199,9 +199,9 @@ class Batch:
     """The leading axes of a call, and the fewer axes that its heads are numbered by."""
 
     lead: Shape
-    """As the caller has them."""
+    """The leading axes as the caller has them."""
     groups: tuple[tuple[int, ...], ...]
-    """Which of these axes make one."""
+    """The groups of these axes that make one."""
     shape: Shape
     """The lengths of the batch axes, of which there is at least one."""
 
@@ -257,7 +257,7 @@ def _joined(lead: Shape, groups: tuple[tuple[int, ...], ...]) -> Shape:
 
 
 def _lead_of(array: Array, lead: Shape, strict: bool) -> tuple[Shape, Mapping[int, int] | None]:
-    """The leading axes of an array, as many as `lead` has, and how far apart their entries lie."""
+    """The leading axes of an array over those of `lead`, and the strides of their entries."""
     missing = len(lead) - (array.ndim - 2)
     strides = getattr(array, "strides", None)
     shape = (1,) * missing + tuple(array.shape[:-2])
@@ -269,7 +269,7 @@ def _lead_of(array: Array, lead: Shape, strict: bool) -> tuple[Shape, Mapping[in
 
 
 def _joins(shape: Shape, strides: Mapping[int, int] | None, left: int, right: int) -> bool:
-    """Whether two axes that are one in the batch can be one in an array of this shape."""
+    """Return whether two axes that are one in the batch can be one in an array of this shape."""
     if shape[left] == 1 or shape[right] == 1:
         return shape[left] == shape[right]
     if strides is None:

@@ -1,5 +1,5 @@
 """
-Dropout that depends on nothing but a seed and the place of a weight.
+Dropout that depends on a seed and the place of a weight alone.
 
 Whether a weight is dropped is a pure function of the seed, the head, and the positions of query
 and key, so that chunks and threads change nothing and the backward pass drops the same ones. The

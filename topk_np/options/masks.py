@@ -40,12 +40,12 @@ class Mask(Option):
     pairs: Array | PairFunction | None = None
     """
     Boolean, broadcastable to (*batch, Q, N), True where the query may attend; or a function of
-    positions (C, 1) and (1, n) that gives as much for some of the pairs.
+    positions (C, 1) and (1, n) that returns such an array for some of the pairs.
     """
     left: int | None = None
-    """How many positions before its own a query sees; None: all, as for the next."""
+    """The number of positions before its own that a query sees; None: all, as for the next."""
     right: int | None = None
-    """How many positions after its own a query sees: 0 in causal attention."""
+    """The number of positions after its own that a query sees: 0 in causal attention."""
     query_lengths: int | np.ndarray | None = None
     """The number of a head's queries, the others seeing nothing; None: all, as for the next."""
     key_lengths: int | np.ndarray | None = None
@@ -64,7 +64,7 @@ class Mask(Option):
         return slice(min(start, stop), stop) if start < stop else slice(keys.start, keys.start)
 
     def _heads(self, chunk: Chunk, keys: int) -> list[tuple[int, int, int]]:
-        """Of each head, or all: the first query's position, the numbers of queries and keys."""
+        """The first query's position, the numbers of queries and keys: of each head, or of all."""
         firsts = self.positions.first(chunk)
         ends = (
             [chunk.rows.stop] if self.query_lengths is None else chunk.numbers(self.query_lengths)

@@ -27,7 +27,7 @@ class KeepRule:
     k: int
     """At most; max_k where there is a p."""
     p: float | None = None
-    """Of these, the fewest that hold this share of the softmax's weights; None: all k."""
+    """A share of the softmax's weights: the fewest of these that hold it; None: all k."""
 
 
 def check_share(k: Any, p: Any, max_k: Any) -> KeepRule:
@@ -112,7 +112,7 @@ class Share:
         self._total: Array = None
 
     def add(self, scores: Array) -> None:
-        """See a block of scores (G, C, n)."""
+        """Take in a block of scores (G, C, n)."""
         xp = self._xp
         largest = xp.max(scores, axis=2, keepdims=True)
         if self._largest is not None:
@@ -132,7 +132,7 @@ class Share:
         return self._xp.where(largest == -self._xp.inf, 0.0, largest)
 
     def fewest(self, kept: Array, indices: Array, held: Array | float) -> tuple[Array, Array]:
-        """The largest of the scores, as few as bring what is `held` already to a share of p."""
+        """The largest scores, the fewest that bring what is `held` already to a share of p."""
         xp = self._xp
         order = falling(xp, kept)
         weights = xp.take_along_axis(self.weights(kept), order, axis=2)

@@ -27,7 +27,7 @@ class Contribution(Protocol):
 
     @property
     def heads(self) -> int:
-        """How many heads there are, G."""
+        """The number of heads, G."""
 
     def shared(self) -> list[Contribution]:
         """The same for a gradient (1, n, w) that the heads of the stack share."""
@@ -172,12 +172,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Gradients:
-    """What one chunk adds to the gradients."""
+    """The gradients as one chunk sees them: it adds to them."""
 
     sums: _Sums
     chunk: Chunk
     waiting: list[tuple[Place, Contribution]] = field(default_factory=list)
-    """What is to be added in order, since other chunks add there too."""
+    """Contributions to be added in order, since other chunks add there too."""
 
     def add_rows(self, name: str, start: int, rows: Array, column: int = 0) -> None:
         """Add rows (G, h, w) from row `start` on."""
@@ -217,7 +217,7 @@ def sum_gradients(
     The gradients of the inputs by name, (*batch, n, ·).
 
     ``contribute(chunk, grads)`` tells `grads` what the queries of a chunk add. It is called on
-    `in_flight` chunks before that is added up: by default as many as suit the team.
+    `in_flight` chunks before that is added up: by default the number that suits the team.
     """
     if in_flight is None:
         in_flight = team.in_flight if call.ops.THREADS else 1
@@ -261,13 +261,13 @@ class _Sums:
         self._begun: set[Place] = set()
 
     def alone(self, name: str, chunk: Chunk) -> bool:
-        """Whether no other chunk adds where this one does, and it does so once."""
+        """Return whether no other chunk adds where this one does, and it does so once."""
         lead = tuple(self.grads[name].shape[:-2])
         whole = name == "query" or chunk.queries == self.call.queries
         return lead == self.call.batch.shape and whole and name != "bias"
 
     def write(self, place: Place, chunk: Chunk, contribution: Contribution) -> None:
-        """Write what a chunk alone contributes to a gradient."""
+        """Write a contribution to a gradient that no other chunk adds to."""
         rows = chunk.rows if place.name == "query" else slice(0, self.grads[place.name].shape[-2])
         index = (*place.heads.within(tuple(self.grads[place.name].shape[:-2])), rows, slice(None))
         total = self.grads[place.name][index]
@@ -279,13 +279,13 @@ class _Sums:
             self.grads[place.name] = put(self.grads[place.name], index, values)
 
     def begin(self, place: Place) -> bool:
-        """Whether this is the first time, so that nothing was added there yet."""
+        """Return whether this is the first time, so that nothing was added there yet."""
         first = place not in self._begun
         self._begun.add(place)
         return first
 
     def last_waves(self, waves: list[list[Chunk]]) -> dict[Place, int]:
-        """Which wave is the last to add to a place."""
+        """The last wave that adds to each place."""
         return {
             self.place(name, chunk.heads): i
             for i, wave in enumerate(waves)
@@ -294,7 +294,7 @@ class _Sums:
         }
 
     def place(self, name: str, heads: Heads) -> Place:
-        """Where what some heads contribute to an input's gradient belongs."""
+        """The place of what some heads contribute to an input's gradient."""
         lead = self.grads[name].shape[:-2]
         first = tuple(0 if n == 1 else i for i, n in zip(heads.first, lead, strict=True))
         return Place(name, Heads(first, heads.axis, min(heads.number, lead[heads.axis])))
@@ -337,7 +337,7 @@ class _Share(NamedTuple):
     """These rows, so far."""
     contributions: list[Contribution]
     fresh: bool
-    """Whether nothing was added there yet."""
+    """True if nothing was added there yet."""
 
     def sum(self) -> Array:
         """The rows with all contributions added: in place, or a new array."""
@@ -360,7 +360,7 @@ def _cleared(total: Array) -> Array:
 
 
 def _shares(sums: _Sums, waiting: list[tuple[Place, Contribution]], threads: int) -> list[_Share]:
-    """What can be added independently: one place of one gradient, or a range of its rows."""
+    """The shares that can be added independently: a place of a gradient, or a range of its rows."""
     gathered: dict[Place, list[Contribution]] = {}
     for place, contribution in waiting:
         shared = contribution.heads > place.heads.number

@@ -42,17 +42,17 @@ class Workload:
     held_matrices: int = 0
     """Further numbers for each kept slot that are held until their gradient is added up."""
     masked: bool = False
-    """Whether some keys may be hidden from some queries."""
+    """True if some keys may be hidden from some queries."""
     narrow: bool = False
-    """Whether inputs are half precision, so that chunks of them are cast."""
+    """True if inputs are half precision, so that chunks of them are cast."""
     copied: bool = False
-    """Whether keys are copied block by block: cast, or laid out as BLAS needs them."""
+    """True if keys are copied block by block: cast, or laid out as BLAS needs them."""
     whole_rows: bool = False
-    """Whether a query's scores are needed all at once."""
+    """True if a query's scores are needed all at once."""
     shared: bool = False
-    """Whether heads share an input, so that what they add to its gradient has to wait."""
+    """True if heads share an input, so that what they add to its gradient has to wait."""
     whole_budget: bool = False
-    """Whether one task at a time gets the whole budget, as on a device."""
+    """True if one task at a time gets the whole budget, as on a device."""
 
     @classmethod
     def of(cls, call: Call) -> Workload:
@@ -89,7 +89,7 @@ class Workload:
 
     @property
     def heads(self) -> int:
-        """How many heads there are."""
+        """The number of heads."""
         return math.prod(self.batch)
 
     @property
@@ -99,7 +99,7 @@ class Workload:
 
     @property
     def scores(self) -> int:
-        """How many scores there are."""
+        """The number of scores."""
         return self.heads * self.queries * self.keys
 
     @property
@@ -109,13 +109,13 @@ class Workload:
 
     @property
     def short(self) -> bool:
-        """Whether rows are so short that what is kept is written out, 0 elsewhere."""
+        """Return whether rows are so short that what is kept is written out, 0 elsewhere."""
         limits = tuning.current
         few = 0 < self.keys <= min(limits.short_keys, limits.short_share * self.slots)
         return few and self.queries * self.keys <= limits.short_scores
 
     def forward_bytes(self, rows: int, keys: int) -> int:
-        """Scratch of one task of the forward pass, for so many rows of all its heads."""
+        """Scratch of one task of the forward pass that has this number of rows in all its heads."""
         block = keys * self.score_matrices * self.itemsize
         hidden = 2 * keys * self.masked
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
@@ -142,13 +142,13 @@ class Workload:
         return rows * self.itemsize * ((2 + self.held_matrices) * self.slots + width)
 
     def stack_bytes(self, heads: int) -> int:
-        """What several heads add to a gradient, and copies of their keys and values."""
+        """Scratch of several heads: what they add to a gradient, copies of keys and values."""
         if heads == 1:
             return 0
         return (self.shared + 2 * self.narrow) * heads * self.keys * self.width * self.itemsize
 
     def task_bytes(self, rows: int, keys: int, backward: int, heads: int) -> int:
-        """Scratch of a task of either pass, for so many rows of each of so many heads."""
+        """Scratch of a task of either pass, by its rows of each head and its heads."""
         forward = self.forward_bytes(heads * rows, keys)
         return max(forward, self.backward_bytes(heads * backward)) + self.stack_bytes(heads)
 
@@ -181,7 +181,7 @@ class Schedule:
     """Scratch that one task holds at most, of `Workload.tasks` that may run at once."""
     workload: Workload
     threaded: bool = True
-    """Whether the engine can use several threads."""
+    """True if the engine can use several threads."""
 
     @cached_property
     def chunks(self) -> list[Chunk]:
@@ -228,7 +228,7 @@ def schedule_call(
 def schedule_work(
     work: Workload, chunk_size: int | None, budget: int, threaded: bool, limits: tuning.Tuning
 ) -> Schedule:
-    """See `schedule_call`."""
+    """Schedule a workload: see `schedule_call`."""
     share = budget // work.tasks
     keys = max(work.keys, 1)
     least_keys = keys if work.whole_rows else min(keys, max(limits.least_block, 4 * work.slots))
@@ -270,7 +270,7 @@ def schedule_work(
 
 
 def _stack(work: Workload, keys: int, share: int) -> int:
-    """How many heads a chunk has where they are short, so that each does not cost a task."""
+    """The number of heads of a chunk where they are short, so that each does not cost a task."""
     limits, queries = tuning.current, work.queries
     if work.whole_budget:
         most = limits.most_device_queries // queries

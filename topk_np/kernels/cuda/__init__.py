@@ -11,7 +11,7 @@ from importlib.resources import files
 FILES = ("common.cuh", "hide.cu", "select.cu", "products.cu", "softmax.cu")
 
 OPTIONS = ("--std=c++17",)
-"""Of the compiler, NVRTC."""
+"""Options of the compiler, NVRTC."""
 
 COMPUTED = {"float32": "float", "float64": "double"}
 """Formats that are computed in, and what they are called in C++."""

@@ -48,7 +48,7 @@ def at_most(scores: Array, floor: Array) -> Array:
 
 
 def positions(below: Array, most: int | None = None) -> Array | None:
-    """Where `at_most` is False, found eight at a time; None if in more than `most` places."""
+    """The places where `at_most` is False, found eight at a time; None if more than `most`."""
     words = below.view(np.uint64)
     some = np.flatnonzero(words != _NO_HIT)
     if most is not None and some.size > most:
@@ -77,7 +77,7 @@ def hits_at(scores: Array, flat: Array) -> Hits:
 
 
 def row_gap(scores: Array) -> int:
-    """How many numbers lie between the rows of scores."""
+    """The number of entries between the rows of scores."""
     rows, columns = scores.shape
     return 0 if rows < 2 else int(scores.strides[0] // scores.itemsize - columns)
 
@@ -139,7 +139,7 @@ def drop_ties(hits: Hits, k: int) -> Hits:
 
 
 def spans(hits: Hits, rows: Array) -> list[slice]:
-    """Where the entries of some rows are."""
+    """The places of the entries of some rows."""
     ends = np.cumsum(hits.counts)[rows].tolist()
     sizes = hits.counts[rows].tolist()
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
@@ -153,7 +153,7 @@ def only(hits: Hits, kept: Array) -> Hits:
 
 
 def in_slots(hits: Hits, slots: int | None = None) -> tuple[Array, Array]:
-    """Values and indices (R, slots), as many as the fullest row has if not told."""
+    """Values and indices (R, slots), by default with the slots that the fullest row needs."""
     values, indices, counts = hits
     slots = int(counts.max(initial=0)) if slots is None else slots
     shape = counts.size, slots

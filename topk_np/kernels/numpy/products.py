@@ -56,7 +56,7 @@ def _scratch(scratch: dict[str, Array], name: str, shape: tuple[int, int, int], 
 
 
 class Pattern:
-    """Where a row-sparse matrix (G, C, N) has entries."""
+    """The places of entries in a row-sparse matrix (G, C, N)."""
 
     def __init__(self, indices: Array, keys: int) -> None:
         self.indices = indices
@@ -119,7 +119,7 @@ def gather_matmul(weights: Array, pattern: Pattern, values: Array) -> Array:
             multiply, csr = sparsetools().csr_matvecs, pattern.csr(head, weights)
             by_key = SLOTS_BY_KEY * weights[head].size >= matrix.shape[0]
             if by_key and matrix.nbytes > tuning.current.cache_bytes:
-                # Each key for all queries that keep it: the processor foresees the order in memory.
+                # Each key for all queries that keep it: the processor predicts the order in memory.
                 multiply, csr = sparsetools().csc_matvecs, _by_column(csr, matrix.shape[0])
             multiply(
                 *out.shape[1:2], *matrix.shape, *csr, matrix.reshape(-1), out[head].reshape(-1)
@@ -227,7 +227,7 @@ def _by_column(csr: tuple[Array, Array, Array], size: int) -> tuple[Array, Array
 
 
 def _is_finite(array: Array) -> bool:
-    """Whether all of an array is finite, and so are its squares."""
+    """Return whether all of an array is finite, and so are its squares."""
     flat = array.reshape(-1)
     return math.isfinite(np.vdot(flat, flat))
 

@@ -1,4 +1,4 @@
-"""What is done to each score, or to each row of scores."""
+"""Operations on each score, or on each row of scores."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def softmax_vjp(weights: Array, dweights: Array) -> Array:
 
 
 def relu(scores: Array) -> Array:
-    """What is above 0, or NaN; a masked score is neither."""
+    """`scores` where they are above 0, or NaN; a masked score is neither."""
     return np.maximum(scores, 0)
 
 

@@ -47,7 +47,7 @@ class RunningTopK:
     _best: list[Array] = field(init=False, default_factory=list)
     """Indices, values and others (R, K) of the last merge."""
     _hits: list[list[Array]] = field(init=False, default_factory=list)
-    """What was found in blocks since: [rows, indices, values, *others], all (h,)."""
+    """Hits of the blocks since: [rows, indices, values, *others], all (h,)."""
 
     def add(self, scores: Array, start: int, *others: Array) -> None:
         """Take in a block (G, C, n) from column `start` on; `others` are kept where it is."""

@@ -59,7 +59,7 @@ def select_rows(scores: Array, k: int) -> tuple[Array, Array]:
 
 
 def floor_of(scores: Array, k: int) -> Array:
-    """(R,): what k entries of each row exceed and few more, where so many are above -inf."""
+    """(R,): what k entries of each row exceed and few more, if k of them are above -inf."""
     if scores.shape[0] == 0:
         return np.empty(0, scores.dtype)
     groups = max(tuning.current.groups_per_slot * k, tuning.current.least_groups)
@@ -70,7 +70,7 @@ def floor_of(scores: Array, k: int) -> Array:
 
 
 def _group_floor(scores: Array, groups: int, size: int, k: int) -> Array:
-    """(R,): a value in each row that at least k entries exceed, where so many are above -inf."""
+    """(R,): a value in each row that at least k entries exceed, if k of them are above -inf."""
     # The k-th largest of the maxima of groups is at most the k-th largest of all.
     whole = groups * size
     largest = scores[:, :whole].reshape(-1, size, groups).max(axis=1)
