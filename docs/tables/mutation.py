@@ -40,7 +40,7 @@ of them take from half an hour to an hour of one core, can be stopped at any tim
 of CI.
 
 """
-OUTDATED = """The mutants were drawn before the core was rewritten, and the files below are those of then.
+OUTDATED = """The mutants were drawn before the core was rewritten: the files are those of that time.
 
 """
 
@@ -68,7 +68,7 @@ def page() -> str:
         f"noticed {adjusted:.1%} were killed. At first it was {first:.1%} of all; what survived "
         f"then is the last list. (Cosmic Ray {data['cosmic_ray']}, Python {data['python']}.)\n\n"
     )
-    if any(not (DOCS.parent / mutant["file"]).exists() for mutant in mutants):
+    if not all(exists(mutant["file"]) for mutant in mutants):
         summary += OUTDATED
     return INTRODUCTION + summary + table(mutants) + equivalents(same) + found(late)
 
@@ -78,8 +78,18 @@ def table(mutants: list[dict[str, Any]]) -> str:
     text = "| file | mutants | killed | survived |\n|---|---|---|---|\n"
     for file in sorted({mutant["file"] for mutant in mutants}):
         own = [mutant["killed"] for mutant in mutants if mutant["file"] == file]
-        text += f"| `{file}` | {len(own)} | {sum(own)} | {len(own) - sum(own)} |\n"
+        text += f"| {named(file)} | {len(own)} | {sum(own)} | {len(own) - sum(own)} |\n"
     return text
+
+
+def named(file: str) -> str:
+    """The name of a file, as code if it is still there."""
+    return f"`{file}`" if exists(file) else file
+
+
+def exists(file: str) -> bool:
+    """Return whether a file of the project is still there."""
+    return (DOCS.parent / file).exists()
 
 
 def equivalents(same: list[tuple[dict[str, Any], str]]) -> str:
@@ -101,7 +111,7 @@ def found(entries: list[dict[str, Any]]) -> str:
 def change(mutant: dict[str, Any]) -> str:
     """A mutant as a diff."""
     lines = [f"- {mutant['was']}", *([f"+ {mutant['becomes']}"] if mutant["becomes"] else [])]
-    return "\n".join([f"`{mutant['file']}`", "", "```diff", *lines, "```", ""])
+    return "\n".join([named(mutant["file"]), "", "```diff", *lines, "```", ""])
 
 
 def said_of(mutant: dict[str, Any], verdicts: list[dict[str, str]]) -> dict[str, str]:
