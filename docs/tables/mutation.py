@@ -40,7 +40,7 @@ of them take from half an hour to an hour of one core, can be stopped at any tim
 of CI.
 
 """
-OUTDATED = """The mutants were drawn before the core was rewritten: the files are those of that time.
+OUTDATED = """The mutants were drawn before the core was rewritten: files are those of that time.
 
 """
 
