@@ -63,6 +63,16 @@ def test_the_reference_has_every_public_name() -> None:
     assert sorted(listed) == sorted(public)
 
 
+def test_notebook_4_ends_with_the_files_of_the_algorithm_and_their_sizes() -> None:
+    text = (NOTEBOOKS / "4-top-k-backward.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\d\. `topk_np/(\S+)` \((\d+)", text, re.MULTILINE)
+    package = Path(topk_np.__file__).parent
+    lengths = [len((package / file).read_text(encoding="utf-8").splitlines()) for file, _ in listed]
+    assert [int(said) for _, said in listed] == pytest.approx(lengths, rel=0.1)
+    assert len(listed) == 5
+    assert sum(lengths) <= 750
+
+
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.md")), ids=lambda path: path.stem)
 def test_every_notebook_says_what_it_is_for_and_ends_with_exercises(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
