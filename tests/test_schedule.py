@@ -50,6 +50,7 @@ def workloads(draw: st.DrawFn, lengths: st.SearchStrategy[int] = lengths) -> Wor
         narrow=draw(st.booleans()),
         copied=draw(st.booleans()),
         whole_rows=draw(st.booleans()),
+        shared=draw(st.booleans()),
         whole_budget=draw(st.booleans()),
     )
 
@@ -221,10 +222,13 @@ def test_short_heads_are_taken_together_as_far_as_the_budget_allows(
     if (cut.chunk_size, cut.key_block) != (8, keys):
         assert cut.heads == 1
         return
-    most = tuning.current.stack_scores // (8 * keys) if work.short else 64
+    limits = tuning.current
+    most = min(64, (limits.stack_scores // keys if work.short else limits.stack_queries) // 8)
+    if work.scores >= limits.worth_threads:
+        most = min(most, -(-work.heads // MOST_TASKS))
     held = [work.task_bytes(8, keys, 8, n) * MOST_TASKS for n in (cut.heads, cut.heads + 1)]
     assert cut.heads == 1 or held[0] <= max(budget, least_budget(work))
-    assert cut.heads == min(64, most) or held[1] > budget
+    assert cut.heads == most or held[1] > budget
 
 
 def test_stacks_leave_some_heads_for_each_of_the_tasks() -> None:
