@@ -103,7 +103,6 @@ test-dist: dist ## Run the tests that are in the source distribution on the whee
 .PHONY: mutants
 mutants: $(call installed,mutants) ## See whether the tests notice small changes to the code
 	$(BIN)/python -m tests.mutants $(ARGS)
-	$(BIN)/python docs/tables/mutation.py
 
 # CuPy's CPU build (tests/cupy_cpu): its wheel is built where there is none, and kept for all
 # checkouts; the environment is one of its own, as it must never meet the real CuPy.
@@ -152,7 +151,7 @@ PEER_OPTIONS = -n auto --maxprocesses=8 --dist worksteal --hypothesis-profile=$(
 peers: .venv-peers/.installed ## Run the tests on arrays of PyTorch and JAX
 	$(PEERS)/python -c 'import jax, torch'
 	TOPK_NP_BACKENDS=torch $(PEERS)/python -m pytest $(PEER_OPTIONS) tests/interop tests/layers tests/diagnostics \
-	  tests/bench/test_transformers.py \
+	  tests/bench/test_transformers.py tests/models/test_transformers.py \
 	  tests/kernels/test_engines.py tests/kernels/test_products.py \
 	  $(addprefix tests/test_,$(addsuffix .py,attention bias decoding dense dropout \
 	  ffn gradients masking options promises selection))

@@ -3,12 +3,12 @@ Results of 800 problems as they were, so that the code can be rewritten without 
 
 ``tests/data/recorded.npz`` holds the outputs, gradients and kept indices of 200 problems of each
 dtype, made by ``topk_np`` at one time on one machine; `tests.test_recorded` compares today's with
-them. The other tests say what must be true of any result. This file says more: that nothing at all
-changed, beyond the last digits. Whoever changes results on purpose writes it anew.
+them. Other tests check what must be true of any result; this one notices every change beyond the
+last digits. After a change of results that is meant, write the file once more.
 
 Inputs are not stored: `tests.recorded_problems` makes them from a seed. A draw is taken only if
 rounding cannot change which keys it keeps (`tests.recorded_margins`), and if its results stay well
-within the tolerances with either engine and with sums in another order. The stored numbers are
+within the tolerances however they are rounded (`tests.recorded_runs`). The stored numbers are
 those that the inputs give in float64, whatever their dtype is, so that the tolerances leave room
 on both sides.
 
@@ -17,10 +17,10 @@ and a checksum of the rest: shape, dtype, and where it is not finite. Arrays of 
 are stored as 40 of these, and 24 sums with random signs in which every number takes part. Indices
 have a hash, and must be equal.
 
-    python -m tests.recorded --write              make the file anew
+    python -m tests.recorded --write              write the file
     python -m tests.recorded --bits FILE          hashes of all arrays, to compare two versions of
                                                   the code on one machine
-    python -m tests.recorded --compare A B        what differs between two such files
+    python -m tests.recorded --compare A B        the differences between two such files
 """
 
 from __future__ import annotations
@@ -32,40 +32,35 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-import pytest
 
 import topk_np
 from tests.recorded_margins import is_settled
-from tests.recorded_problems import DTYPES, PROBLEMS, Draws, Problem, make_problem
+from tests.recorded_problems import DTYPES, PROBLEMS, Draws, make_problem
+from tests.recorded_runs import Results, in_float64, is_steady, largest_of, run, stored, tolerance
 
 FILE = Path(__file__).parent / "data" / "recorded.npz"
-TOLERANCES = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 1e-6, "float64": 1e-12}
-"""Of each array: the largest difference, as a share of the largest value."""
 STEP = 1 / 8  # of the tolerance, what stored numbers are multiples of
 WHOLE, SAMPLED, SUMS = 80, 40, 24  # longer arrays than the first are stored in part
-STEADY = 0.75  # of the tolerance, how near results must be to those in float64
 MOST_ATTEMPTS = 200
 
 
 class Entry(NamedTuple):
-    """What is stored of one array."""
+    """The stored part of one array."""
 
     checksum: int
-    """Of its shape, its dtype, and where which values are not finite."""
+    """Of its shape, its dtype, and the places of values that are not finite."""
     largest: np.float32
     codes: np.ndarray
-    """int64: numbers by ``STEP * tolerance * largest``."""
+    """int64, in units of ``STEP * tolerance * largest``."""
 
 
 class Recorded(NamedTuple):
-    """What is stored of one problem."""
+    """The stored part of one problem."""
 
     attempt: int
     indices: int
@@ -73,54 +68,15 @@ class Recorded(NamedTuple):
     entries: list[Entry]
 
 
-Results = dict[str, np.ndarray]
-
-
-def run(problem: Problem, **more: Any) -> Results:
-    """Output, indices and gradients by name; the output both with and without residuals."""
-    function = getattr(topk_np, problem.function)
-    forward = getattr(topk_np, f"{problem.function}_fwd")
-    backward = getattr(topk_np, f"{problem.function}_bwd")
-    options = {**problem.options, **more}
-    out, residuals = forward(*problem.inputs, **options)
-    again = function(*problem.inputs, **options)
-    grads = backward(residuals, problem.dout)
-    results: Results = {}
-    if isinstance(out, tuple):
-        results |= {"out": out[0], "lse": out[1], "out alone": again[0], "lse alone": again[1]}
-    else:
-        results |= {"out": out, "out alone": again}
-    results |= {f"d{name}": grad for name, grad in grads._asdict().items() if grad is not None}
-    if problem.function.startswith("topk"):
-        results["indices"] = residuals.indices
-    return results
-
-
-def stored(results: Results) -> Results:
-    """The floating arrays that are stored: those of the call alone must be like the others."""
-    return {name: array for name, array in results.items() if not name.endswith(("alone", "ices"))}
-
-
-def tolerance(array: np.ndarray) -> float:
-    """By its dtype, as the log-sum-exp of half precision is in float32."""
-    return TOLERANCES[array.dtype.name]
-
-
-def largest_of(array: np.ndarray) -> float:
-    """The largest finite value by size."""
-    wide = array.astype(np.float64)
-    return float(np.max(np.abs(wide), initial=0, where=np.isfinite(wide)))
-
-
 @cache
 def _parts(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places to sample of so many numbers, and a sign for each of them."""
+    """Places to sample from `size` numbers, and a sign for each number."""
     draws = Draws(size)
     return draws.raw((SAMPLED,)) % size, draws.whole((size,), 0, 1) * 2 - 1
 
 
 def summary(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is stored of an array, and by how much more than the rest each may differ."""
+    """The stored numbers of an array, and for each a factor of its tolerance."""
     flat = array.astype(np.float64).reshape(-1)
     flat = np.where(np.isfinite(flat), flat, 0)
     if flat.size <= WHOLE:
@@ -135,7 +91,7 @@ def summary(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def checksum(array: np.ndarray) -> int:
-    """Of shape, dtype, and where which values are not finite."""
+    """A checksum of shape, dtype, and the places of values that are not finite."""
     wide = array.astype(np.float64)
     kinds = np.isnan(wide) + 2 * np.isposinf(wide) + 4 * np.isneginf(wide)
     what = f"{array.shape} {array.dtype.name}".encode() + kinds.astype(np.uint8).tobytes()
@@ -143,13 +99,13 @@ def checksum(array: np.ndarray) -> int:
 
 
 def hash_of(array: np.ndarray) -> str:
-    """Of its bytes, row by row, with its shape and dtype."""
+    """A hash of an array's bytes, row by row, with its shape and dtype."""
     what = f"{array.shape} {array.dtype.name}".encode() + np.ascontiguousarray(array).tobytes()
     return hashlib.sha256(what).hexdigest()
 
 
 def entry(array: np.ndarray, wide: np.ndarray) -> Entry:
-    """What is stored of an array, the numbers of which are those that float64 gives."""
+    """The stored part of an array, with the numbers that float64 gives."""
     largest = np.float32(largest_of(wide))
     step = float(largest) * STEP * tolerance(array)
     numbers, _ = summary(wide)
@@ -158,7 +114,7 @@ def entry(array: np.ndarray, wide: np.ndarray) -> Entry:
 
 
 def complaints(results: Results, recorded: Recorded) -> Iterator[str]:
-    """How results differ from the recorded ones, by more than their tolerances."""
+    """Differences from the recorded results that exceed the tolerances."""
     indices = results.get("indices")
     if indices is not None and int(hash_of(indices)[:16], 16) != recorded.indices:
         yield "other keys are kept"
@@ -188,94 +144,8 @@ def complaints(results: Results, recorded: Recorded) -> Iterator[str]:
 # Writing
 
 
-def in_float64(problem: Problem) -> Results:
-    """What the same numbers give in float64."""
-    return run(problem if problem.dtype == "float64" else _cast(problem, "float64"))
-
-
-def is_steady(problem: Problem, results: Results, wide: Results) -> bool:
-    """Whether results are nearer to those in float64 than the tolerance, however they are made."""
-    if problem.dtype == "float64":
-        # Those in float32 tell what is nothing but rounding; they may keep other keys.
-        narrow = run(_cast(problem, "float32"))
-        if not _same_keys(narrow, wide):
-            return True
-        return all(_near(narrow[name], array, 1e-3) for name, array in stored(wide).items())
-    return all(
-        _same_keys(way, truth)
-        and all(
-            _near(array, truth[name], STEADY * tolerance(array))
-            for name, array in stored(way).items()
-        )
-        for way, truth in _ways(problem, results, wide)
-    )
-
-
-def _ways(problem: Problem, results: Results, wide: Results) -> Iterator[tuple[Results, Results]]:
-    """Results that are rounded in several ways, each with those in float64."""
-    yield results, wide
-    for other in (_reversed(problem), _times(problem, 3), _times(problem, 1.75)):
-        yield run(other), in_float64(other)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOPK_NP_KERNELS", "portable")
-        portable = run(problem)
-    yield portable, wide
-
-
-def _same_keys(one: Results, other: Results) -> bool:
-    """Whether the same keys are kept, if any are chosen."""
-    return np.array_equal(one.get("indices", 0), other.get("indices", 0))
-
-
-def _near(array: np.ndarray, wide: np.ndarray, share: float) -> bool:
-    """Whether arrays differ by at most this share of the largest value."""
-    if not np.array_equal(np.isfinite(array), np.isfinite(wide)):
-        return False
-    gap = largest_of(np.nan_to_num(array.astype(np.float64)) - np.nan_to_num(wide))
-    return gap <= share * largest_of(wide)
-
-
-def _reversed(problem: Problem) -> Problem:
-    """The problem with the columns of queries and keys in the opposite order."""
-    first, second, third = problem.inputs
-    options = dict(problem.options)
-    if "gate" in options:
-        options["gate"] = options["gate"][..., ::-1]
-    return replace(problem, inputs=(first[..., ::-1], second[..., ::-1], third), options=options)
-
-
-def _times(problem: Problem, factor: float) -> Problem:
-    """The problem with larger gradients, which are rounded otherwise."""
-
-    def times(array: np.ndarray) -> np.ndarray:
-        return (array.astype(np.float64) * factor).astype(array.dtype)
-
-    dout = problem.dout
-    return replace(
-        problem, dout=tuple(map(times, dout)) if isinstance(dout, tuple) else times(dout)
-    )
-
-
-def _cast(problem: Problem, dtype: str) -> Problem:
-    """The same numbers in another dtype."""
-
-    def cast(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(cast, value))
-        if isinstance(value, topk_np.T5Bias):
-            return topk_np.T5Bias(cast(value.table), value.bidirectional, value.max_distance)
-        floating = isinstance(value, np.ndarray) and (
-            value.dtype.kind == "f" or value.dtype == ml_dtypes.bfloat16
-        )
-        return value.astype(dtype) if floating else value
-
-    options = {name: cast(value) for name, value in problem.options.items()}
-    inputs, dout = cast(problem.inputs), cast(problem.dout)
-    return replace(problem, dtype=dtype, inputs=inputs, options=options, dout=dout)
-
-
 def record(dtype: str, number: int) -> Recorded:
-    """The first draw of a problem whose results hold everywhere, and what is stored of it."""
+    """Record the first draw of a problem that gives the same results on every processor."""
     for attempt in range(MOST_ATTEMPTS):
         problem = make_problem(dtype, number, attempt)
         if not is_settled(problem):
@@ -290,7 +160,7 @@ def record(dtype: str, number: int) -> Recorded:
 
 
 def write() -> None:
-    """Make the file anew."""
+    """Write the file."""
     arrays: dict[str, np.ndarray] = {}
     for dtype in DTYPES:
         found = []
@@ -316,7 +186,7 @@ def write() -> None:
 
 @cache
 def read(dtype: str) -> list[Recorded]:
-    """What is stored of the problems of a dtype."""
+    """The stored part of each problem of a dtype."""
     with np.load(FILE, allow_pickle=False) as file:
         part = {name.split(".")[1]: file[name] for name in file if name.startswith(f"{dtype}.")}
     signed = np.ascontiguousarray(part["codes"].T).view(np.int64)[:, 0]
@@ -339,7 +209,7 @@ def read(dtype: str) -> list[Recorded]:
 
 
 def bits(workers: int | None) -> dict[str, Any]:
-    """The hash of every array of every problem."""
+    """A hash of every array of every problem."""
     found: dict[str, Any] = {}
     for dtype in DTYPES:
         for number, recorded in enumerate(read(dtype)):
@@ -354,7 +224,7 @@ def bits(workers: int | None) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print which arrays differ, and how many of the problems with each option; their number."""
+    """Print the arrays that differ, counted by option; return the number of problems."""
     everywhere: Counter[str] = Counter()
     changed: Counter[str] = Counter()
     by_array: Counter[str] = Counter()
@@ -381,9 +251,9 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(description="What results were, and whether they still are.")
+    parser = argparse.ArgumentParser(description="Compare results with recorded ones.")
     doing = parser.add_mutually_exclusive_group(required=True)
-    doing.add_argument("--write", action="store_true", help="make the file anew")
+    doing.add_argument("--write", action="store_true", help="write tests/data/recorded.npz")
     doing.add_argument("--bits", type=Path, metavar="FILE", help="write hashes of all arrays")
     doing.add_argument("--compare", type=Path, nargs=2, metavar="FILE", help="two such files")
     parser.add_argument("--workers", type=int, help="threads, with --bits")

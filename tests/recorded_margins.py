@@ -1,7 +1,7 @@
 """
-Whether the keys that a problem of `tests.recorded` keeps are the same on every processor.
+A check that a problem of `tests.recorded` keeps the same keys on every processor.
 
-They are if the last score that is kept and the first that is not differ by more than rounding can
+It does if the last score that is kept and the first that is not differ by more than rounding can
 change, or are equal in exact arithmetic. Scores are computed anew here, in float64 and by other
 means than the package's.
 """
@@ -21,7 +21,7 @@ BOUNDS = 8  # rounding bounds by which scores must differ
 
 
 def is_settled(problem: Problem) -> bool:
-    """Whether rounding cannot change what any query keeps."""
+    """Return whether rounding cannot change what any query keeps."""
     if not problem.function.startswith("topk"):
         return True
     if problem.function == "topk_ffn":
@@ -78,7 +78,7 @@ def _positions(offset: Any, lead: tuple[int, ...], shape: tuple[int, ...]) -> tu
 
 
 def _bias(bias: Any, offset: Any, lead: tuple[int, ...], shape: tuple[int, ...]) -> Any:
-    """What is added to each score, in float64."""
+    """The term added to each score, in float64."""
     query, key = _positions(offset, lead, shape)
     if bias is None:
         return np.zeros(())
@@ -105,7 +105,7 @@ def _bias(bias: Any, offset: Any, lead: tuple[int, ...], shape: tuple[int, ...])
 
 
 def _allowed(problem: Problem, shape: tuple[int, ...]) -> np.ndarray:
-    """Which pairs may attend, (..., Q, N)."""
+    """The pairs that may attend, (..., Q, N) bool."""
     options, lead = problem.options, shape[:-2]
     query, key = _positions(options.get("query_offset"), lead, shape)
     allowed = np.ones(shape, bool)
@@ -125,7 +125,7 @@ def _allowed(problem: Problem, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _always_kept(problem: Problem, shape: tuple[int, ...]) -> np.ndarray:
-    """Which pairs `always_keep` keeps, where they are allowed."""
+    """The pairs that `always_keep` keeps, where they are allowed."""
     sinks, local = problem.options.get("always_keep", (0, 0))
     query, key = _positions(problem.options.get("query_offset"), shape[:-2], shape)
     keys = np.broadcast_to(problem.options.get("key_lengths", shape[-1]), shape[:-2])
@@ -134,7 +134,7 @@ def _always_kept(problem: Problem, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _unit_sizes(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """What units are ranked by, (T, F), and bounds of its errors."""
+    """The sizes by which units are ranked, (T, F), and bounds of their errors."""
     x, keys, _ = problem.inputs
     options, epsilon = problem.options, _epsilon(problem)
     x, gate, name = x.reshape(-1, x.shape[-1]), options.get("gate"), options["activation"]
@@ -182,7 +182,7 @@ def _sorted(scores: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _apart(scores: np.ndarray, errors: np.ndarray, k: Any, ties: bool) -> bool:
-    """Whether rounding cannot change which are a row's k largest; k is one for all, or (R,)."""
+    """Return whether rounding cannot change the k largest of any row; k is a number or (R,)."""
     scores, errors = _sorted(scores, errors)
     k = np.broadcast_to(k, scores.shape[:1])
     padded = np.pad(scores, ((0, 0), (0, 1)), constant_values=-np.inf)

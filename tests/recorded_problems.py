@@ -73,7 +73,7 @@ class Problem:
     options: dict[str, Any]
     dout: Any
     whole: bool
-    """Whether all inputs are small integers, so that products are exact and ties matter."""
+    """True if all inputs are small integers, whose products are exact and often tie."""
 
     def __str__(self) -> str:
         shapes = " ".join(str(array.shape) for array in self.inputs)
@@ -109,6 +109,9 @@ class _Drawing:
         self.dtype, self.number = dtype, number
         self.whole = form.chance(0.45)
         self.options: dict[str, Any] = {}
+        self.size = SIZES[number % len(SIZES)]
+        if self.size == "wide" and number // len(SIZES) % 2 and function.startswith("topk"):
+            self.size = "vast"
 
     # Arrays
 
@@ -144,7 +147,7 @@ class _Drawing:
 
     def attention(self) -> Problem:
         form, options = self.form, self.options
-        size = SIZES[self.number % len(SIZES)]
+        size = self.size
         lead, queries, keys, width, value_width = self.sizes(size)
         shared = form.chance(0.35)
         key_lead = self.narrowed(lead) if shared else lead
@@ -210,6 +213,12 @@ class _Drawing:
         elif size == "middle":  # heads whose scores still fit a stack
             lead = form.pick((3,), (2, 3), (5,), (8,))
             queries, keys = form.between(40, 160), form.between(40, 260)
+        elif size == "vast":  # keys that are ranked block by block, and gradients cut into ranges
+            lead, queries, keys = (
+                form.pick((), (2,)),
+                form.between(12, 60),
+                form.between(4200, 5200),
+            )
         elif size == "wide":  # few queries of many keys, as in decoding
             lead = form.pick((), (2,), (3,), (1, 2), (6,))
             queries, keys = form.between(1, 24), form.between(300, 1100)
@@ -221,14 +230,16 @@ class _Drawing:
         widths: Shape = (1, 2, 3, 4, 5, 8, 16) if size == "small" else (4, 8, 8, 16, 16, 32)
         if self.function == "dense_attention" and keys > 300:  # where sums are longest
             keys, widths = 300 + keys // 5, (4, 8, 16)
+        if size == "vast":
+            widths = (4, 8, 16)
         width = form.pick(*widths)
         return lead, queries, keys, width, width if form.chance(0.5) else form.pick(*widths)
 
     def keep_rule(self, keys: int) -> int:
-        """How many keys to keep: one, a few, as many as is usual, all, or more than all."""
+        """The number of keys to keep: one, a few, a usual number, all, or more than all."""
         few = self.form.between(1, 5)
         if keys > 300:
-            return int(self.form.pick(1, few, 8, 16, 32, 64, 64, 100, keys // 4))
+            return int(self.form.pick(1, few, 8, 16, 32, 64, 64, min(keys // 4, 100)))
         half = max(1, keys // 2)
         return int(self.form.pick(1, few, few, 8, 16, 16, 32, 64, half, keys, keys + 3))
 
@@ -302,9 +313,10 @@ class _Drawing:
         form = self.form
         if form.chance(0.2):
             self.options["chunk_size"] = form.between(1 + queries // 5, queries)
-        if form.chance(0.25):
+        if size == "vast" or form.chance(0.25):
             least = 19 if size in ("small", "short") else 22
-            self.options["memory_budget"] = 2 ** form.between(least, least + 2)
+            most = least if size == "vast" else least + 2
+            self.options["memory_budget"] = 2 ** form.between(least, most)
 
     def poison(self, key: np.ndarray, value: np.ndarray, batch: Shape, queries: int) -> None:
         """NaN in keys and values that no query of any head sees."""
@@ -318,11 +330,13 @@ class _Drawing:
 
     def ffn(self) -> Problem:
         form, options = self.form, self.options
-        size = SIZES[self.number % len(SIZES)]
+        size = self.size
         axes = self.number % 4
         lead = tuple(form.between(1, 6) for _ in range(axes))
         units, width = form.between(2, 40), form.between(1, 12)
-        if size in ("wide", "long"):
+        if size == "vast":
+            units, width, lead = form.between(4200, 5200), 4, (*lead[:1], form.between(12, 40))
+        elif size in ("wide", "long"):
             units, width = form.between(300, 700), form.pick(8, 16, 24)
             lead = (form.between(100, 300), *lead[1:2]) if size == "long" and axes else lead
         elif size == "middle":

@@ -174,11 +174,9 @@ def test_an_activation_of_ones_own_does_what_the_built_in_of_its_formula_does(
 @pytest.mark.parametrize("activation", [None, 1, math.tanh, ("relu",), b"relu", topk_np.ALiBi])
 def test_what_is_no_activation_is_refused_by_name(activation: Any) -> None:
     x = np.ones((3, 3))
-    for call in (
-        lambda: topk_np.topk_ffn(x, x, x, k=1, activation=activation),
-        lambda: topk_np.dense_ffn(x, x, x, activation=activation),
-    ):
-        with pytest.raises(TypeError, match="activation must be"):
-            call()
-    with pytest.raises(ValueError, match="activation must be one of .*'gelu'.* got 'tanh'"):
+    with pytest.raises(TypeError, match="activation must be"):
+        topk_np.topk_ffn(x, x, x, k=1, activation=activation)
+    with pytest.raises(TypeError, match="activation must be"):
+        topk_np.dense_ffn(x, x, x, activation=activation)
+    with pytest.raises(ValueError, match=r"activation must be one of .*'gelu'.* got 'tanh'"):
         topk_np.topk_ffn(x, x, x, k=1, activation="tanh")

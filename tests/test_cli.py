@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import topk_np
-from topk_np import demo
+from topk_np import fetch
 from topk_np.cli import main
-from topk_np.models import fetch
+from topk_np.studies import demo
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -108,11 +108,11 @@ def cases(draw: st.DrawFn, dtype: Any = np.float64) -> Case:
     *leads, _ = draw(leading_axes())
     queries, keys = draw(st.integers(1, 7)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(seeds))
-    arrays = (
+    query, key, value = (
         np.zeros((*lead, length, 2), dtype)
         for lead, length in zip(leads, (queries, keys, keys), strict=True)
     )
-    call = attention_call(*arrays, (1, None, None))
+    call = attention_call(query, key, value, (1, None, None))
     chunks = chunks_of(call, draw(st.integers(1, queries)), draw(st.integers(1, 4)))
     pieces = []
     for (_, _, heads), rows in chunks:

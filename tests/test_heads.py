@@ -66,7 +66,8 @@ def one_by_one(attention: Any, problem: AttentionProblem, xp: Backend = NUMPY) -
 def test_heads_are_taken_together_where_they_are_short_and_nothing_cuts_them(
     attention: Any, stacks: str
 ) -> None:
-    problem = AttentionProblem(*(normal(7, 2, 2, seed=i) for i in range(4)), k=1)
+    query, key, value, dout = (normal(7, 2, 2, seed=i) for i in range(4))
+    problem = AttentionProblem(query, key, value, dout, k=1)
     heads = {"alone": 1, "few": 5, "as they are": 7, "never short": 7}[stacks]
     assert attention(problem).residuals.schedule.heads == heads
     assert attention(problem, chunk_size=2).residuals.schedule.heads == 1
@@ -138,20 +139,20 @@ def test_heads_of_any_length_give_the_textbooks_results(
 ) -> None:
     queries, full = min(length, 96), (2, 3)[: len(lead)] or (2,)
     rng = np.random.default_rng(length)
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "nothing": {},
         "causal": {"is_causal": True, "query_offset": length - queries},
         "padding": {"key_lengths": rng.integers(0, length + 1, full)},
         "mask": {"mask": rng.random((queries, length)) < 0.7},
         "window": {"window": (length // 3, 5), "query_offset": 1},
-    }[hidden]
+    }
     problem = AttentionProblem(
         normal(*full, queries, 8),
         normal(*lead, length, 8, seed=1),
         normal(*lead, length, 5, seed=2),
         normal(*full, queries, 5, seed=3),
         k=min(16, length),
-        **options,
+        **options[hidden],
     )
     run = calls.topk_attention(problem)
     out, grads = textbook(problem)
@@ -227,9 +228,12 @@ def test_rows_of_equal_scores_keep_their_first_keys(xp: Backend) -> None:
 def test_heads_keep_their_own_keys_masks_and_positions(xp: Backend) -> None:
     """The first head sees the fewest keys, the second the most."""
     mask = np.random.default_rng(0).random((3, 2, 9)) < 0.8
-    arrays = (normal(3, rows, 4, seed=rows + i) for i, rows in enumerate((2, 9, 9, 2)))
+    query, dout = (normal(3, 2, 4, seed=i) for i in range(2))
+    key, value = (normal(3, 9, 4, seed=2 + i) for i in range(2))
     offset = np.asarray([0, 7, 3])
-    problem = AttentionProblem(*arrays, k=3, mask=mask, is_causal=True, query_offset=offset)
+    problem = AttentionProblem(
+        query, key, value, dout, k=3, mask=mask, is_causal=True, query_offset=offset
+    )
     together = calls.topk_attention(problem, xp)
     for head in range(3):
         names = ("query", "key", "value", "dout", "mask")
@@ -320,16 +324,17 @@ def test_strided_inputs_give_what_plain_ones_give(attention: Any) -> None:
         assert_all_close(run.grads, expected.grads, size=100.0)
 
 
+@pytest.mark.parametrize("equal", [False, True], ids=["random", "all-equal"])
 @pytest.mark.parametrize(
     ("shared", "dtype"), [(False, np.float32), (True, np.float32), (False, np.float16)]
 )
 def test_many_short_heads_stay_within_the_budget(
-    monkeypatch: pytest.MonkeyPatch, stacks: str, shared: bool, dtype: Any
+    monkeypatch: pytest.MonkeyPatch, stacks: str, shared: bool, dtype: Any, equal: bool
 ) -> None:
     """Taken together as they are: what Python's objects take for each of many chunks is much."""
     if stacks in ("alone", "few"):
         monkeypatch.setattr(tuning, "current", tuning.Tuning())
-    query = normal(2048, 16, 8, dtype=dtype)
+    query = normal(2048, 16, 8, dtype=dtype) * dtype(not equal)
     key = query[:1] if shared else query
     budget = 2**20
     warm_up()

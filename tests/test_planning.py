@@ -106,7 +106,7 @@ def test_a_gate_adds_its_gradient_and_a_third_number_a_slot() -> None:
         ({"query": (2.0, 3)}, TypeError, ("length of query must be an integer", "2.0")),
         ({"query": (4, 3)}, ValueError, ("key's last axis", "3", "2")),
         ({"value": (7, 2)}, ValueError, ("value's second last axis", "7", "5")),
-        ({"query": (3, 4, 2), "key": (2, 5, 2)}, ValueError, ("leading axes", "(3, 4, 2)")),
+        ({"query": (3, 4, 2), "key": (2, 5, 2)}, ValueError, ("leading axes", "(3,)", "(2,)")),
     ],
 )
 def test_a_wrong_argument_is_named(

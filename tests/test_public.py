@@ -10,7 +10,8 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,16 +66,15 @@ HEAVY = (
 )
 PACKAGES = (topk_np, interop, *(module for module in PUBLIC_MODULES if hasattr(module, "__path__")))
 INTERNAL = {  # packages that stand behind the commands or the public functions
-    *("bench", "commands", "demo", "dense", "experiments", "finetuning", "kernels", "selftest"),
+    *("bench", "commands", "runs", "selftest", "studies"),
+    *("core", "kernels", "options", "schedule"),
 }
 NEED_MORE = (  # PyTorch, JAX or CuPy
     "torch_peers",
-    "torch_step",
-    "transformers_peer",
     "interop.jax",
     "interop.torch",
     "kernels.cupy",
-    "kernels.cupy_atomic",
+    "kernels.cupy_blas",
 )
 MODULES = sorted(
     module.name
@@ -192,41 +192,75 @@ def test_public_functions_have_an_example_and_say_what_they_take_and_return(name
         assert documented == list(parameters(getattr(topk_np, name)))
 
 
-def test_lower_floors_know_nothing_of_higher_ones() -> None:
-    """kernels, then selection and row-sparse products, then core, then attention and ffn."""
-    floors = {
-        "topk_np._namespace": 0,
-        "topk_np.kernels": 1,
-        "topk_np.kernels.numpy": 1,
-        "topk_np.kernels.finds": 1,
-        "topk_np.kernels.numpy_csr": 1,
-        "topk_np.kernels.numpy_finds": 1,
-        "topk_np.kernels.numpy_found": 1,
-        "topk_np.kernels.numpy_select": 1,
-        "topk_np.kernels.portable": 1,
-        "topk_np.activations": 2,
-        "topk_np.bias": 2,
-        "topk_np.chunking": 2,
-        "topk_np.dropout": 2,
-        "topk_np.masking": 2,
-        "topk_np.positions": 2,
-        "topk_np.relative": 2,
-        "topk_np.rowsparse": 2,
-        "topk_np.rules": 2,
-        "topk_np.selection": 2,
-        "topk_np.work": 2,
-        "topk_np.terms": 2,
-        "topk_np.problem": 3,
-        "topk_np.gradients": 4,
-        "topk_np.keeping": 4,
-        "topk_np.core": 5,
-        "topk_np.attention": 6,
-        "topk_np.ffn": 6,
-    }
-    for name, floor in floors.items():
-        file = importlib.import_module(name).__file__
-        assert file is not None
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in floors:
-                assert floors[node.module] <= floor, f"{name} imports {node.module}"
+FLOORS = (  # of the folders and files of the package, from below
+    ("_namespace",),
+    ("_vjp", "kernels"),
+    ("activations",),
+    ("options",),
+    ("schedule",),
+    ("core",),
+    ("attention", "ffn", "planning", "selection"),
+    ("decoding",),
+    ("baselines", "dask", "diagnostics", "interop", "layers", "testing"),
+    ("_plots", "_process"),
+    ("fetch",),
+    ("training",),
+    ("models", "tasks"),
+    # From here on programs, which nothing of the library imports.
+    ("bench", "qa", "runs", "selftest"),
+    ("studies",),
+    ("commands",),
+    ("cli",),
+    ("__main__",),
+)
+PACKAGE = Path(topk_np.__file__).parent
+SOURCES = {
+    ".".join(path.with_suffix("").relative_to(PACKAGE.parent).parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+
+
+def imported(name: str, nodes: Iterable[ast.AST]) -> set[str]:
+    """The modules of ours that some statements of a module import."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            within = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {one if one in SOURCES else node.module for one in within}
+    return (found & SOURCES.keys()) - {name}
+
+
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+
+
+def floor_of(name: str) -> int:
+    folder = name.split(".")[1]
+    floor = next((i for i, floor in enumerate(FLOORS) if folder in floor), None)
+    assert floor is not None, f"{folder} is on no floor: add it to FLOORS"
+    return floor
+
+
+def test_no_module_knows_of_one_above_it() -> None:
+    for name in SOURCES.keys() - {"topk_np"}:
+        others = imported(name, ast.walk(tree_of(name))) - {"topk_np"}
+        above = {other for other in others if floor_of(other) > floor_of(name)}
+        assert not above, f"{name} imports {above}"
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    graph = {name: imported(name, tree_of(name).body) for name in SOURCES}
+    list(TopologicalSorter(graph).static_order())  # raises, and names the circle
+
+
+def test_nothing_above_the_engines_asks_for_the_array_library() -> None:
+    """Nor for an engine by its name: what was found out is passed on with the call."""
+    for name in SOURCES.keys() - {"topk_np"}:
+        if floor_of("topk_np.kernels") < floor_of(name) <= floor_of("topk_np.attention"):
+            nodes = list(ast.walk(tree_of(name)))
+            names = {getattr(node, "id", None) or getattr(node, "attr", None) for node in nodes}
+            assert not names & {"is_numpy", "is_cupy", "is_portable"}, name
+            engines = {other for other in imported(name, nodes) if ".kernels." in other}
+            assert engines <= {"topk_np.kernels.tuning"}, name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.recorded import complaints, read, run
+from tests.recorded import complaints, read
 from tests.recorded_problems import DTYPES, FUNCTIONS, function_of, make_problem
+from tests.recorded_runs import run
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -80,6 +80,13 @@ def test_a_summary_has_one_line_with_queries_keys_and_bytes(
     assert str(residuals) == repr(residuals)
 
 
+def test_the_chunk_size_is_that_of_the_forward_pass() -> None:
+    for name, case in CASES:
+        for size in (1, 7):
+            _, residuals = forward(name, case, chunk_size=size)
+            assert residuals.chunk_size == size
+
+
 @each_case
 def test_bytes_are_those_of_what_is_kept_beyond_the_inputs(name: str, case: str) -> None:
     _, residuals = forward(name, case)

@@ -21,13 +21,12 @@ from topk_np.ffn import (
     topk_ffn_bwd,
     topk_ffn_fwd,
 )
-from topk_np.layers.heads import merge_heads, split_heads
 from topk_np.layers.multihead import (
     multihead_attention,
     multihead_attention_bwd,
     multihead_attention_fwd,
 )
-from topk_np.layers.projections import MultiheadGrads, MultiheadWeights
+from topk_np.layers.projections import MultiheadGrads, MultiheadWeights, merge_heads, split_heads
 from topk_np.layers.rope import Rope, rotary_embedding, rotary_embedding_bwd
 from topk_np.options.relative import ALiBi, T5Bias
 from topk_np.planning import Plan, plan

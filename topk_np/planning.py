@@ -147,6 +147,8 @@ def plan(
     schedule = schedule_call(call, chunk_size, memory_budget, work)
     team = WorkerTeam(schedule.threads(check_workers(workers)))
     threads, in_flight = (min(most, work.tasks) for most in (team.threads, team.in_flight))
+    if not work.shared and schedule.backward_chunk_size >= work.queries:
+        in_flight = threads  # nothing waits to be added up
 
     forward, backward = _scratch(work, schedule, threads, in_flight)
     summed = [array.shape for array in call.inputs.values()]

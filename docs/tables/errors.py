@@ -24,7 +24,7 @@ import topk_np
 import topk_np.dask
 from topk_np import baselines, diagnostics, layers, tasks, testing, training
 from topk_np.models import Model, load_model
-from topk_np.models.per_layer import per_layer
+from topk_np.models.model import per_layer
 from topk_np.tasks import pixels  # noqa: F401  for tasks.pixels
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,12 +14,11 @@ import pytest
 from matplotlib.image import imread
 
 from tests.test_cli import fails
+from topk_np._process import describe_machine
 from topk_np.bench import command, figures, plots, report, sweep
-from topk_np.bench.alone import Alone
 from topk_np.bench.cases import BOTH, FORWARD, attention_case, ffn_case
-from topk_np.bench.machine import describe_machine
 from topk_np.bench.peers import GEMM, NUMPY, OURS, PEERS
-from topk_np.bench.sweep import Row
+from topk_np.bench.sweep import Alone, Row
 from topk_np.cli import main
 
 TINY_FFN = (ffn_case(32, 8, 64),)
@@ -38,7 +37,7 @@ def tiny_bench(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(**changes: Any) -> Row:
-    """What a peer took."""
+    """Time and memory of a peer."""
     values: dict[str, Any] = {
         "case": attention_case(512), "mode": BOTH, "peer": OURS, "seconds": [0.5, 1.5, 1.0],
         "ratio": 1.0, "memory": 3 * 2**20,
@@ -52,7 +51,7 @@ def test_a_tiny_run_prints_tables_and_saves_data_and_plots(
 ) -> None:
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
-    monkeypatch.setattr(sweep, "run_alone", lambda *args: Alone(0.1, 2**20))
+    monkeypatch.setattr(sweep, "try_alone", lambda *args: Alone(0.1, 2**20))
     absent = replace(PEERS["torch-sdpa"], needs="no_such_package")
     monkeypatch.setitem(PEERS, "torch-sdpa", absent)
     out, drawn = tmp_path / "data", tmp_path / "plots"
@@ -105,7 +104,7 @@ def test_one_part_can_be_run_on_its_own(tmp_path: Path, capsys: pytest.CaptureFi
 def test_attention_can_be_drawn_into_the_folder_of_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "run_alone", lambda *args: Alone(0.1, 2**20))
+    monkeypatch.setattr(sweep, "try_alone", lambda *args: Alone(0.1, 2**20))
     arguments = ["--what", "attention", "--lengths", "16", "--peers", OURS, "--repeats", "1"]
     assert main(["bench", *arguments, "--out", str(tmp_path)]) == 0
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".png"}
@@ -115,7 +114,7 @@ def test_attention_can_be_drawn_into_the_folder_of_the_data(
 def test_where_every_peer_is_left_out_there_are_only_lines_saying_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "run_alone", lambda *args: "failed: MemoryError")
+    monkeypatch.setattr(sweep, "try_alone", lambda *args: "failed: MemoryError")
     arguments = ["--what", "attention", "--lengths", "16", "--peers", OURS]
     assert main(["bench", *arguments, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
@@ -176,7 +175,7 @@ def test_the_machine_is_described_without_cpuinfo_and_torch_too(
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    monkeypatch.setattr("topk_np.bench.machine.version", missing)
+    monkeypatch.setattr("importlib.metadata.version", missing)
     machine = describe_machine()
     assert machine["cpu"]
     assert machine["torch"] is None

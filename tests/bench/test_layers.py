@@ -1,4 +1,4 @@
-"""The memory of a deep model: what is run, kept between sittings, and said of it."""
+"""The memory of a deep model: what is run, kept from one call to the next, and said of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 
 from tests.oracles import assert_close
-from topk_np.bench import layers, layers_report
-from topk_np.bench.cases import BenchError
+from topk_np._process import RunFailed, UserError
+from topk_np.bench import layers
 from topk_np.bench.layers import DENSE, LONGEST_DENSE, METHODS, TOPK, Model, Run
 from topk_np.bench.sweep import Limits
 from topk_np.cli import main
@@ -32,19 +32,19 @@ def taken(method: str, length: int, limit: float = 60) -> Run:
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What was run, of runs that take no time."""
+    """A list of runs, which take no time."""
     runs: list[tuple[str, int]] = []
 
     def run(method: str, length: int, limit: float) -> Run:
         runs.append((method, length))
         return taken(method, length)
 
-    monkeypatch.setattr(layers, "run_alone", run)
+    monkeypatch.setattr(layers, "try_alone", run)
     return runs
 
 
 def loss(params: list[Any], method: str, length: int) -> float:
-    """What `step` goes down from, with other parameters."""
+    """The loss that `step` lowers, with other parameters."""
     x = np.random.default_rng(0)
     for _ in range(SMALL.layers):  # as many numbers as the parameters took
         METHODS[method].config(SMALL).init(x, width=SMALL.width, hidden=SMALL.hidden)
@@ -85,12 +85,11 @@ def test_all_exact_methods_compute_the_same() -> None:
         assert_close(found[name], found[DENSE], size=100.0)
 
 
-def test_the_process_of_a_run_prints_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    layers.main(json.dumps({"method": TOPK, "length": 20}), model=SMALL)
-    found = json.loads(capsys.readouterr().out)
+def test_a_run_counts_its_parameters() -> None:
+    found = layers.measure(TOPK, 20, model=SMALL)
     params, _ = layers.step(METHODS[TOPK].config(SMALL), SMALL, 2)
-    assert found["parameters"] == sum(a.nbytes for b in params for a in flatten(b).values())
-    assert found.keys() == {"memory", "parameters", "seconds", "cpu_seconds"}
+    assert found.parameters == sum(a.nbytes for b in params for a in flatten(b).values())
+    assert found.seconds > 0
 
 
 def test_dense_methods_stop_where_the_paper_does_and_what_is_done_is_not_run_again(
@@ -114,7 +113,7 @@ def test_what_would_take_too_much_or_fails_is_left_out_with_a_sentence(
     assert notes == [
         f"{name} left out at 4,096: it may take 160 MiB" for name in ("dense-heads", DENSE)
     ]
-    monkeypatch.setattr(layers, "run_alone", lambda *args: "failed: MemoryError")
+    monkeypatch.setattr(layers, "try_alone", lambda *args: "failed: MemoryError")
     first = next(layers.sweep([8], [], NO_LIMITS, print))
     assert first == "dense-heads left out at 8: failed: MemoryError"
 
@@ -148,20 +147,29 @@ def test_the_command_goes_on_where_it_was_and_draws(
 
 def test_a_file_of_another_machine_or_of_something_else_is_refused(tmp_path: Path) -> None:
     path, machine = tmp_path / "layers.json", {"cpu": "one", "cores": 2}
-    assert layers_report.load_runs(path, machine) == []
-    layers_report.save_runs(path, machine, [taken(TOPK, 512)])
-    assert layers_report.load_runs(path, machine) == [taken(TOPK, 512)]
-    with pytest.raises(BenchError, match=r"is of another machine, one, 2 cores: move it away"):
-        layers_report.load_runs(path, {"cpu": "other", "cores": 2})
+    assert layers.load_runs(path, machine) == []
+    layers.save_runs(path, machine, [taken(TOPK, 512)])
+    assert layers.load_runs(path, machine) == [taken(TOPK, 512)]
+    with pytest.raises(UserError, match=r"is of another machine, one, 2 cores: move it away"):
+        layers.load_runs(path, {"cpu": "other", "cores": 2})
     path.write_text("{}")
-    with pytest.raises(BenchError, match="not a file of this command"):
-        layers_report.load_runs(path, machine)
+    with pytest.raises(UserError, match="not a file of this command"):
+        layers.load_runs(path, machine)
 
 
 @pytest.mark.parametrize("name", [TOPK, "no such method"])
 def test_a_run_alone_is_one_in_a_process_of_its_own(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(layers, "run_process", lambda module, job, limit: f"{module} {job}")
-    said = layers.run_alone(name, 8, 1)
-    assert said == f'topk_np.bench.layers {{"method": "{name}", "length": 8}}'
+    asked = []
+
+    def run_alone(*job: object, limit: float) -> tuple[Run, int]:
+        asked.append((*job, limit))
+        if name != TOPK:
+            raise RunFailed(f"failed: KeyError: {name!r}")
+        return taken(TOPK, 8), 0
+
+    monkeypatch.setattr(layers, "run_alone", run_alone)
+    found = layers.try_alone(name, 8, 1)
+    assert asked == [(layers.measure, name, 8, 1)]
+    assert found == (taken(TOPK, 8) if name == TOPK else "failed: KeyError: 'no such method'")

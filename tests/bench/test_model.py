@@ -14,9 +14,8 @@ from tests.models.tiny import MODEL, write_gguf
 from topk_np.bench import model as bench
 from topk_np.bench.model import Finding
 from topk_np.cli import main
-from topk_np.models.fetch import FetchError
-from topk_np.models.llama import forward, logits
-from topk_np.models.llama_blocks import Llama
+from topk_np.fetch import FetchError
+from topk_np.models.llama import Llama, forward, logits
 
 
 class Peer:

@@ -19,6 +19,7 @@ from topk_np.bench.cases import (
     FORWARD,
     Case,
     Inputs,
+    Runs,
     attention_case,
     ffn_case,
     make_inputs,
@@ -34,7 +35,6 @@ from topk_np.bench.peers import (
     SDPA,
     Peer,
 )
-from topk_np.bench.runs import Runs
 
 TOP_K = {OURS, PAPER, GATHER}
 ESTIMATES: dict[str, tuple[Any, Any]] = {

@@ -41,7 +41,7 @@ def test_steps_take_no_part_in_comparisons_of_attention(name: str) -> None:
 
 def test_pytorch_has_the_same_model() -> None:
     torch = pytest.importorskip("torch")
-    from topk_np.bench.torch_step import Classifier
+    from topk_np.bench.torch_peers import Classifier
 
     params = make_model(SMALL, "dense").init(np.random.default_rng(1))
     flat = {name: torch.from_numpy(array) for name, array in flatten(params).items()}

@@ -1,22 +1,14 @@
-"""Who takes part, what is left out and why, and what a run alone takes."""
+"""The choice of peers, the reasons to leave one out, and the time and memory of a run alone."""
 
 from __future__ import annotations
-
-import json
-import subprocess
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from topk_np.bench import alone, figures, measure, sweep
-from topk_np.bench.alone import Alone, run_alone
-from topk_np.bench.cases import BOTH, FORWARD, Case, Inputs, attention_case, ffn_case
-from topk_np.bench.measure import interleave, ratio
+from topk_np.bench import figures, sweep
+from topk_np.bench.cases import BOTH, FORWARD, Case, Inputs, Runs, attention_case, ffn_case
 from topk_np.bench.peers import NUMPY, OURS, PEERS, PERFORMER, Peer
-from topk_np.bench.runs import Runs
-from topk_np.bench.sweep import Entrants, Limits, foresee
+from topk_np.bench.sweep import Alone, Entrants, Limits, predict, try_alone
 
 MEBI = 2**20
 
@@ -34,12 +26,12 @@ ABSENT = Peer("absent", "a peer that needs what nobody has", build, needs="no_su
 
 
 class Alones:
-    """Stands in for `run_alone`: what each run takes follows from the case; keeps what was run."""
+    """Stands in for `try_alone`: what each run takes follows from the case; keeps what was run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = None) -> None:
         self.cases: list[int] = []
         self.fails_at = fails_at
-        monkeypatch.setattr(sweep, "run_alone", self)
+        monkeypatch.setattr(sweep, "try_alone", self)
 
     def __call__(self, peer: Peer, case: Case, mode: str, limit: float) -> Alone | str:
         self.cases.append(case.keys)
@@ -115,21 +107,21 @@ def test_a_peer_that_fails_is_left_out_with_its_error(
 def test_a_linear_peer_is_foreseen_to_take_time_by_length() -> None:
     cases = attention_case(100), attention_case(300)
     seconds = [
-        foresee(PEERS[name], cases[0], Alone(1.0, 1000), cases[1]).seconds
+        predict(PEERS[name], cases[0], Alone(1.0, 1000), cases[1]).seconds
         for name in (OURS, PERFORMER)
     ]
     assert seconds == [9.0, 3.0]
 
 
 def test_wider_cases_are_foreseen_to_take_longer() -> None:
-    taken = foresee(PEERS[OURS], ffn_case(8, 64, 100), Alone(1.0, 1000), ffn_case(8, 128, 200))
+    taken = predict(PEERS[OURS], ffn_case(8, 64, 100), Alone(1.0, 1000), ffn_case(8, 128, 200))
     assert taken.seconds == 4.0
     assert taken.memory == pytest.approx(2000 * 208 / 108, abs=1)
 
 
 def test_a_run_alone_measures_the_peak_beyond_the_inputs() -> None:
     case = attention_case(1024)
-    taken = run_alone(PEERS[NUMPY], case, FORWARD, 60)
+    taken = try_alone(PEERS[NUMPY], case, FORWARD, 60)
     assert isinstance(taken, Alone)
     assert taken.seconds > 0
     assert case.scores * 4 <= taken.memory <= 3 * case.scores * 4
@@ -137,35 +129,15 @@ def test_a_run_alone_measures_the_peak_beyond_the_inputs() -> None:
 
 def test_the_peak_of_the_parent_does_not_hide_that_of_the_run() -> None:
     large = np.ones(16 * MEBI)  # as much as to hide the 16 MiB that the run needs
-    taken = run_alone(PEERS[NUMPY], attention_case(1024), FORWARD, 60)
+    taken = try_alone(PEERS[NUMPY], attention_case(1024), FORWARD, 60)
     del large
     assert isinstance(taken, Alone)
     assert taken.memory > 8 * MEBI
 
 
 def test_a_run_that_fails_says_why_in_one_line() -> None:
-    said = run_alone(ABSENT, attention_case(8), FORWARD, 60)
+    said = try_alone(ABSENT, attention_case(8), FORWARD, 60)
     assert said == "failed: KeyError: 'absent'"
-
-
-def test_a_run_that_is_killed_gives_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*args: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess([], -9, "", "")
-
-    monkeypatch.setattr(subprocess, "run", killed)
-    assert run_alone(PEERS[OURS], attention_case(8), FORWARD, 1) == "failed: exit code -9"
-
-
-def test_a_run_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alone, "START", 0)
-    said = run_alone(PEERS[OURS], attention_case(8), FORWARD, 0.001)
-    assert said == "took longer than 0.001 s"
-
-
-def test_the_peak_is_known_on_other_systems_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    peak = alone.peak_memory()
-    monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert alone.peak_memory() >= 0.9 * peak
 
 
 def test_a_feed_forward_case_is_named_by_its_shape() -> None:
@@ -173,34 +145,8 @@ def test_a_feed_forward_case_is_named_by_its_shape() -> None:
     assert sweep.describe(case, BOTH) == "(768, 3072), 2,048 tokens, forward+backward"
 
 
-def test_the_process_of_a_run_prints_what_it_took(capsys: pytest.CaptureFixture[str]) -> None:
-    job = {"peer": OURS, "case": vars(attention_case(64)), "mode": BOTH}
-    alone.main(json.dumps(job))
-    assert json.loads(capsys.readouterr().out).keys() == {"seconds", "memory"}
-
-
-def test_rounds_take_turns_and_the_first_is_not_counted() -> None:
-    order: list[str] = []
-    seconds = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, print)
-    assert order == ["a", "b"] * 3
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
-
-
-def test_quick_rounds_are_as_many_as_take_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = {"a": lambda: None}
-    assert len(interleave(runs, 2, nothing, least=60)["a"]) == measure.MOST_ROUNDS
-    monkeypatch.setattr(measure, "MOST_ROUNDS", 3)
-    assert len(interleave(runs, 2, nothing, least=60)["a"]) == 3
-    assert len(interleave(runs, 5, nothing, least=60)["a"]) == 5
-
-
-def test_slow_rounds_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("topk_np.bench.measure.SLOW_ROUND", -1)
-    assert len(interleave({"a": lambda: None}, 9, nothing)["a"]) == 3
-
-
-def test_a_ratio_is_the_median_over_pairs_of_one_round() -> None:
-    assert ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0]) == 1.0
+def test_a_run_in_this_process_takes_time() -> None:
+    assert sweep.measure(OURS, attention_case(64), BOTH).seconds > 0
 
 
 def test_figures_say_whether_they_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +162,7 @@ def test_figures_say_whether_they_are_reached(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_figure_whose_run_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "run_alone", lambda *args: "failed: MemoryError")
+    monkeypatch.setattr(figures, "try_alone", lambda *args: "failed: MemoryError")
     figure = figures.Figure("memory", 1, figures.Entry(attention_case(16), BOTH, OURS))
     (outcome,) = figures.check([figure], 1, nothing)
     assert (outcome.ok, outcome.missing) == (None, "failed: MemoryError")

@@ -15,7 +15,7 @@ from topk_np.models import load_model
 from topk_np.models.llama import forward, logits
 
 pytest.importorskip("transformers", reason="transformers is not installed; `make peers` does it")
-peer: Any = pytest.importorskip("topk_np.bench.transformers_peer")
+peer: Any = pytest.importorskip("topk_np.bench.torch_peers")
 TOKENS = EXPECTED["input_ids"][0]
 
 

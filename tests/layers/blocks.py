@@ -18,7 +18,7 @@ from topk_np.layers import (
     encoder_block_bwd,
     encoder_block_fwd,
 )
-from topk_np.layers.ways import WAYS
+from topk_np.layers.attention_kinds import KINDS
 from topk_np.training import flatten, tree_map, unflatten
 
 WIDTH, HIDDEN, SOURCE = 4, 5, 3
@@ -86,7 +86,7 @@ def problems(draw: st.DrawFn, *, decoder: bool | None = None) -> Problem:
     gated = draw(st.booleans())
     config = BlockConfig(
         heads=draw(st.sampled_from([1, 2])),
-        attention=draw(st.sampled_from(list(WAYS))),
+        attention=draw(st.sampled_from(list(KINDS))),
         k=draw(st.integers(1, 7)),
         ffn_k=draw(st.none() | st.integers(1, 6)),
         features=6,

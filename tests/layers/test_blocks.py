@@ -22,11 +22,11 @@ from topk_np.layers import (
     encoder_block_bwd,
     encoder_block_fwd,
 )
-from topk_np.layers.ways import WAYS
+from topk_np.layers.attention_kinds import KINDS
 from topk_np.testing import check_vjp
 
 PAIR = pytest.mark.parametrize("decoder", [False, True], ids=["encoder", "decoder"])
-ANY_WAY = pytest.mark.parametrize("attention", list(WAYS))
+ANY_WAY = pytest.mark.parametrize("attention", list(KINDS))
 
 
 def undropped(block: Problem) -> Problem:
@@ -80,6 +80,17 @@ def test_recomputation_gives_the_same_bits_and_keeps_nothing(block: Problem) -> 
         assert_same_bits(one, other)
     assert again.fwd(*again.arrays)[1].nbytes == 0
     assert block.fwd(*block.arrays)[1].nbytes > block.x.nbytes
+
+
+@PAIR
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_way_back_can_be_taken_twice(decoder: bool, recompute: bool) -> None:
+    config = BlockConfig(2, "topk", k=2, dropout=0.5, recompute=recompute)
+    block = problem(config, decoder=decoder, dropout_seed=1)
+    out, residuals = block.fwd(*block.arrays)
+    once, again = block.bwd(residuals, out), block.bwd(residuals, out)
+    for one, other in zip(once, again, strict=True):
+        assert_same_bits(one, other)
 
 
 @ANY_WAY

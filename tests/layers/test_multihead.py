@@ -28,7 +28,7 @@ from topk_np import (
     multihead_attention_fwd,
     split_heads,
 )
-from topk_np.layers.ways import WAYS
+from topk_np.layers.attention_kinds import KINDS
 from topk_np.testing import check_vjp
 
 
@@ -206,7 +206,7 @@ def test_dense_is_topk_with_all_keys(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-@pytest.mark.parametrize("attention", list(WAYS))
+@pytest.mark.parametrize("attention", list(KINDS))
 def test_every_way_to_attend_is_that_of_each_head(xp: Backend, attention: str, cross: bool) -> None:
     rng = np.random.default_rng(0)
     source_width = 3 if cross else 6
@@ -236,7 +236,7 @@ def test_every_way_to_attend_is_that_of_each_head(xp: Backend, attention: str, c
         for rows, w, count in zip((x, source, source), weights, (4, 2, 2), strict=False)
     ]
     masks: dict[str, Any] = {"is_causal": not cross, "key_lengths": np.array([[3], [5]])}
-    attended = WAYS[attention].attend(*heads, **own, **masks)
+    attended = KINDS[attention].attend(*heads, **own, **masks)
     assert_close(xp.to_numpy(out), merge_heads(attended) @ weights[3].T, size=1e3)
     assert residuals.nbytes >= 8 * 2 * (5 * 8 + 2 * source.shape[1] * 4 + 5 * 8)
     if xp is NUMPY:

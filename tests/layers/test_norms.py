@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.backends import Backend
 from tests.layers.test_linear import leads
 from tests.layers.trios import assert_half_precision_is_rounded_once, assert_layer
-from tests.oracles import assert_close
+from tests.oracles import assert_close, assert_same_bits
 from tests.strategies import seeds
 from topk_np.layers import (
     layer_norm,
@@ -22,6 +22,7 @@ from topk_np.layers import (
     rms_norm_bwd,
     rms_norm_fwd,
 )
+from topk_np.layers.norms import init_norm, norm_bwd, norm_fwd
 
 
 @given(lead=leads, width=st.integers(1, 6), eps=st.sampled_from([0.1, 1e-2]), seed=seeds)
@@ -69,3 +70,22 @@ def test_bad_input_is_named(function: Any) -> None:
         function(x, np.ones(3), eps=-1)
     with pytest.raises(TypeError, match="eps must be a real number"):
         function(x, np.ones(3), eps="small")
+
+
+@pytest.mark.parametrize("eps", [None, 0.5])
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_a_norm_by_name_is_that_norm_with_its_own_eps_unless_one_is_given(
+    name: str, eps: float | None
+) -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    params = {key: array + 0.5 for key, array in init_norm(name, 4).items()}
+    options = {} if eps is None else {"eps": eps}
+    fwd: Any = layer_norm_fwd if name == "layer" else rms_norm_fwd
+    bwd: Any = layer_norm_bwd if name == "layer" else rms_norm_bwd
+    wanted, kept = fwd(x, *params.values(), **options)
+    out, residuals = norm_fwd(name, x, params, eps=eps)
+    assert_same_bits(out, wanted)
+    dx, named = norm_bwd(residuals, out)
+    assert list(named) == list(params)
+    for one, other in zip((dx, *named.values()), bwd(kept, out), strict=True):
+        assert_same_bits(one, other)

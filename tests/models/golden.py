@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from topk_np.models import Model
-from topk_np.models.families import FAMILIES
-from topk_np.models.names import scatter
-from topk_np.models.tensors import Tensors
+from topk_np.models.family import Fields, scatter
+from topk_np.models.load import FAMILIES
+from topk_np.models.tensors import read_checkpoint
 from topk_np.training import flatten, tree_map
 
 DATA = Path(__file__).parents[1] / "data"
@@ -35,8 +35,9 @@ def assert_gradients(name: str, model: Model[Any], grads: dict[str, Any]) -> Non
     shapes = tree_map(lambda array, grad: array.shape == grad.shape, model.params, grads)
     assert all(flatten(shapes).values())
     fields = json.loads((DATA / name / "config.json").read_text())
-    names = FAMILIES[fields["model_type"]].names(Tensors(DATA / name), fields)
-    tensors, found = scatter(grads, names), 0
+    family = FAMILIES[fields["model_type"]]
+    layout = family.layout(Fields(fields), read_checkpoint(DATA / name))
+    tensors, found = scatter(grads, layout.names), 0
     for tensor, wanted in expected(name).items():
         if tensor.startswith("grad:"):
             assert_near(tensors[tensor.removeprefix("grad:")], wanted)

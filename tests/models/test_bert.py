@@ -11,7 +11,7 @@ import pytest
 from tests.backends import Backend
 from tests.models.golden import DATA, assert_near, expected
 from topk_np.models import bert, load_model
-from topk_np.models.bert_ends import Bert
+from topk_np.models.bert import Bert
 from topk_np.training import tree_map
 
 MODEL: Bert = load_model(DATA / "bert")

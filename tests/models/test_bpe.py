@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from tests.models.tiny import END, KINDS, MERGES, TOKENS
-from topk_np.models.bpe import ByteBPE
+from topk_np.models.tokenizers import ByteBPE
 
 
 def tokenizer(**options: Any) -> ByteBPE:
@@ -101,11 +101,42 @@ def test_a_stream_gives_what_is_known_before_the_next_token_comes() -> None:
     assert got == [("a", 1), ("€", 3), ("b", 4)]
 
 
+TEXT = "In 1234567 steps, don't (EVER)\n\n  I'LL: é٣"
+PIECES = {
+    "default": "In| |123|456|7| steps|,| don|'|t| |(|EVER|)|\n\n | I|'|LL|:| é|٣",
+    "gpt-2": "In| 1234567| steps|,| don|'t| (|EVER|)|\n\n | I|'|LL|:| é|٣",
+    "llama-bpe": "In| |123|456|7| steps|,| don|'t| (|EVER|)\n\n| | I|'LL|:| é|٣",
+    "qwen2": "In| |1|2|3|4|5|6|7| steps|,| don|'t| (|EVER|)\n\n| | I|'LL|:| é|٣",
+    "smollm": "In| |1|2|3|4|5|6|7| steps|,| don|'t| (|EVER|)|\n\n | I|'|LL|:| é|٣",
+}
+
+
+@pytest.mark.parametrize("split", PIECES)
+def test_text_is_cut_by_the_rule_of_that_name(split: str) -> None:
+    cut = tokenizer(split=split)._tokenizer.pre_tokenizer.pre_tokenize_str(TEXT)
+    assert [TEXT[start:stop] for _, (start, stop) in cut] == PIECES[split].split("|")
+
+
+def test_llama_3_takes_a_piece_that_is_a_token_as_it_is() -> None:
+    tokens = [*TOKENS, "hello"]  # which no merges lead to
+    for split, expected in (("llama-bpe", ["hello"]), ("qwen2", [*"hello"])):
+        ids = ByteBPE(tokens, MERGES, split=split, unknown=0).encode("hello")
+        assert [tokens[i] for i in ids] == expected
+
+
+def test_user_defined_tokens_are_matched_whole_and_kept_when_decoding() -> None:
+    tokens, kinds = [*TOKENS, "<think>"], [*KINDS, 4]
+    made = ByteBPE(tokens, MERGES, kinds=kinds, split="smollm", unknown=0)
+    ids = made.encode("a<think>the")
+    assert [tokens[i] for i in ids] == ["a", "<think>", "the"]
+    assert made.decode(ids) == "".join(made.stream(ids)) == "a<think>the"
+
+
 def test_an_unknown_split_rule_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="split must be one of default, gpt-2, smollm, got 'qwen2'"
+        ValueError, match=r"split must be one of default, gpt-2, .*, smollm, got 'tekken'"
     ):
-        tokenizer(split="qwen2")
+        tokenizer(split="tekken")
 
 
 def test_merges_must_be_of_tokens() -> None:

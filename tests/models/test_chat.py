@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from topk_np.models.chat import chat_prompt
+from topk_np.models.tokenizers import chat_prompt
 
 # as in the GGUF file of SmolLM2-Instruct
 SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\

@@ -15,10 +15,9 @@ import pytest
 from tests.models.tiny import END, TOKENS, fields, write_gguf
 from tests.test_cli import fails
 from topk_np.cli import main
-from topk_np.models import command, load_model, named
-from topk_np.models.decode import generate
-from topk_np.models.fetch import FetchError
-from topk_np.models.sampling import Sampling
+from topk_np.fetch import FetchError
+from topk_np.models import command, load, load_model
+from topk_np.models.decode import Sampling, generate
 
 PROMPT = "the path"
 
@@ -103,7 +102,7 @@ def test_with_chat_the_prompt_is_a_message_and_the_end_of_the_turn_ends_the_text
 def test_without_a_model_the_packaged_one_is_fetched(
     tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(named, "fetch", lambda name: {"smollm2": tiny_gguf}[name])
+    monkeypatch.setattr(load, "fetch", lambda name: {"smollm2": tiny_gguf}[name])
     out, err = run(capsys, "--prompt", PROMPT, "--max-tokens", 1)
     assert out == expected(tiny_gguf, count=1)
     assert re.fullmatch(r"5 tokens read in \d+\.\d s, 1 written\n", err)
@@ -186,5 +185,5 @@ def test_damaged_files_and_failed_downloads_are_one_line(
     def offline(name: str) -> Path:
         raise FetchError("no network")
 
-    monkeypatch.setattr(named, "fetch", offline)
+    monkeypatch.setattr(load, "fetch", offline)
     assert fails(capsys, *usual) == "topk_np generate: error: no network"

@@ -16,7 +16,7 @@ import pytest
 from tests.models.golden import DATA
 from tests.models.tiny import write_gguf
 from topk_np.models import load_model
-from topk_np.models.checkpoint import read_gguf
+from topk_np.models.gguf import read_gguf
 
 CLEAR = r"checkpoint|config|tensor|is not |must |has no |cannot dequantise"  # not NumPy's errors
 MOST = 2**24  # bytes that reading the tiny model may take, whatever its header says

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.backends import Backend
+from tests.models.golden import DATA
 from tests.models.test_llama import assert_agrees, model_on
 from tests.models.tiny import EXPECTED, MODEL
 from topk_np import KVCache
-from topk_np.models import decode
-from topk_np.models.decode import generate
+from topk_np.models import llama, load_model
+from topk_np.models.decode import Sampling, generate
 from topk_np.models.llama import forward, logits
-from topk_np.models.sampling import Sampling
 
 TOKENS = EXPECTED["input_ids"]
 DEPTH, LENGTH = len(MODEL.params["layers"]), TOKENS.shape[1]
@@ -104,7 +104,7 @@ def test_every_position_after_the_prompt_is_computed_once_and_in_place(
                 assert np.shares_memory(cache.key, key)
         return out
 
-    monkeypatch.setattr(decode, "forward", watched)
+    monkeypatch.setattr(llama, "forward", watched)
     run(MODEL, PROMPT, count=5)
     assert sizes == [PROMPT.shape[1], 1, 1, 1, 1]
 
@@ -172,6 +172,14 @@ def test_options_are_checked_at_the_call(
 def test_the_k_of_a_model_is_checked_at_the_call(ks: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(replace(MODEL, **ks), PROMPT)
+
+
+def test_a_model_that_does_not_write_is_refused() -> None:
+    model = load_model(DATA / "bert")
+    with pytest.raises(
+        ValueError, match="model must be one that writes, got one of the family bert"
+    ):
+        generate(model, TOKENS)
 
 
 def test_tokens_are_checked_at_the_call() -> None:

@@ -12,9 +12,8 @@ import pytest
 from tests.backends import NUMPY, Backend
 from tests.models.tiny import CONFIG, EXPECTED, MODEL, interleaved, with_layout
 from topk_np import dense_attention, topk_attention_fwd
-from topk_np.models import llama_blocks, scoring, sublayers
-from topk_np.models.llama import causal_attention, forward, logits
-from topk_np.models.llama_blocks import Llama
+from topk_np.models import llama, scoring, sublayers
+from topk_np.models.llama import Llama, causal_attention, forward, logits
 from topk_np.models.scoring import next_tokens
 from topk_np.models.sublayers import Units, ffn_fwd
 from topk_np.training import tree_map
@@ -59,7 +58,7 @@ def test_hidden_states_logits_and_loss_are_those_of_the_reference(
 def test_chunks_of_attention_and_of_the_vocabulary_change_only_rounding(
     monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    for module in (llama_blocks, sublayers, scoring):
+    for module in (llama, sublayers, scoring):
         monkeypatch.setattr(module, "CHUNK", chunk)
     hidden = forward(MODEL, TOKENS)
     assert_agrees(hidden, EXPECTED["last_hidden"])
@@ -108,7 +107,7 @@ def test_every_layer_keeps_its_own_k(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, watched)
         return ks
 
-    attention, ffn = watch(llama_blocks, "topk_attention"), watch(sublayers, "feed_forward_fwd")
+    attention, ffn = watch(llama, "topk_attention"), watch(sublayers, "feed_forward_fwd")
     forward(with_k(attention_k={0: None, "rest": 3}, ffn_k=[9, 4]), TOKENS)
     assert (attention, ffn) == ([3], [9, 4])
 

@@ -16,11 +16,14 @@ from safetensors.numpy import save_file
 from tests.models.golden import DATA, assert_near, expected
 from tests.models.tiny import CONFIG, EXPECTED, TENSORS
 from topk_np.models import llama, load_model
-from topk_np.models.tensors import INDEX, Tensors
-from topk_np.models.tokenizer import pad
+from topk_np.models.family import HARMLESS
+from topk_np.models.load import FAMILIES
+from topk_np.models.tensors import INDEX, read_checkpoint
+from topk_np.models.tokenizers import pad
 from topk_np.training import flatten
 
 LAST = "model.layers.1.mlp.up_proj.weight"
+DAMAGED = r"model\.safetensors: cut off, damaged or not a safetensors file \(.+\)"
 
 
 def write(
@@ -114,21 +117,64 @@ def test_wrong_tensors_are_named(tmp_path: Path, change: dict[str, Any], message
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type must be 'bert' or 'llama' or 't5'"),
+        ({"model_type": "gpt2"}, "model_type must be 'bert' or 'llama' or 'mistral' or .* 't5'"),
         ({"hidden_act": "gelu"}, "hidden_act must be 'silu'"),
-        ({"attention_bias": True}, "attention_bias must be False"),
-        ({"mlp_bias": True}, "mlp_bias must be False"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_type must be 'default'"),
+        ({"attention_bias": True}, "no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"attention_bias": 1}, "attention_bias of the config must be true or false, got 1"),
+        ({"mlp_bias": True}, "no tensor model.layers.0.mlp.gate_proj.bias"),
+        ({"is_causal": False}, "is_causal must be True"),
+        ({"sliding_window": 8}, r"fields that this reader does not know: sliding_window \(8\)"),
+        ({"quantization_config": {"bits": 4}}, "does not know: quantization_config"),
+        ({"head_dim": 7}, "head_dim must be even and at least 4"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters of the config has no low"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type must be 'default' or 'linear'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "factor": 2.0}},
+            r"rope_parameters of the config has fields .* not know: factor \(2\.0\)",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_scaling and rope_parameters must not differ",
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "must be at least 1, got 0"),
+        ({"rope_parameters": {"rope_theta": 0.5}}, "rope_theta must be more than 1, got 0"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 2,
+                    "low_freq_factor": 4,
+                    "high_freq_factor": 4,
+                }
+            },
+            "low_freq_factor must be less than high_freq_factor, 4",
+        ),
+        ({"model_type": "qwen2", "layer_types": []}, "layer_types must have an entry for each"),
+        (
+            {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 2},
+            r"layer_types\[0\] must be 'full_attention' or 'sliding_attention'",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["sliding_attention"] * 2},
+            "sliding_window must be a number where layer_types has layers with it",
+        ),
+        ({"model_type": "mistral", "attention_bias": True}, "attention_bias must be False"),
+        ({"model_type": "qwen3", "mlp_bias": True}, "mlp_bias must be False for this reader, got"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers must have a 0 or 1"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, "know: layer_types"),
         ({"hidden_size": None}, "the config has no hidden_size"),
         ({"num_hidden_layers": 3}, "has no tensor model.layers.2"),
         ({"num_key_value_heads": 3}, "the key heads must divide the 4 query heads, got 3"),
         ({"tie_word_embeddings": False}, "the checkpoint has no tensor lm_head.weight"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type must be 'default'"),
+        (
+            {"rope_parameters": {"type": "linear", "rope_type": "yarn"}},
+            "type must be 'yarn' for this reader, got 'linear'",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor must be"),
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor must be None or 1"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
-            "rope_parameters must be the same in all layers",
+            "rope_parameters of the config must be the same in all layers",
         ),
     ],
 )
@@ -193,9 +239,10 @@ def _cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_cut, r"model\.safetensors is not a readable safetensors file: it ends before"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "it is too short"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "not a readable"),
+        (_cut, DAMAGED),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "it is empty"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), DAMAGED),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), DAMAGED),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not readable"),
         (lambda folder: (folder / INDEX).write_text("{}"), "is not an index of tensors"),
     ],
@@ -221,7 +268,7 @@ def test_missing_files_and_wrong_options_are_named(tmp_path: Path) -> None:
 def test_norms_of_the_first_bert_checkpoints_are_read(tmp_path: Path) -> None:
     tensors = {
         name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): np.array(own)
-        for name, own in Tensors(DATA / "bert").items()
+        for name, own in read_checkpoint(DATA / "bert").items()
     }
     save_file(tensors, tmp_path / "model.safetensors")
     shutil.copy(DATA / "bert" / "config.json", tmp_path)
@@ -233,7 +280,7 @@ def test_norms_of_the_first_bert_checkpoints_are_read(tmp_path: Path) -> None:
 def test_bert_without_its_prefix_and_head_is_read(tmp_path: Path) -> None:
     tensors = {
         name.removeprefix("bert."): np.array(tensor)
-        for name, tensor in Tensors(DATA / "bert").items()
+        for name, tensor in read_checkpoint(DATA / "bert").items()
         if name.startswith("bert.")
     }
     pooler = {"pooler.dense.weight": np.eye(32), "pooler.dense.bias": np.zeros(32)}
@@ -243,3 +290,34 @@ def test_bert_without_its_prefix_and_head_is_read(tmp_path: Path) -> None:
     assert "head" not in params
     assert params["pooler"]["weight"].dtype == np.float32
     assert expected("bert")["loss"].shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5_relu", "t5_gated_gelu"])
+def test_no_field_of_a_config_is_ignored_in_silence(name: str, tmp_path: Path) -> None:
+    """Another value is refused, or makes another model, or the field is listed as harmless."""
+    config = json.loads((DATA / name / "config.json").read_text())
+    family = FAMILIES[config["model_type"]]
+    shutil.copy(DATA / name / "model.safetensors", tmp_path)
+
+    def load(changes: dict[str, Any]) -> Any:
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        model = load_model(tmp_path)
+        return model.config, flatten(model.params).keys()
+
+    unchanged = load({})
+    for field, value in config.items():
+        if field in HARMLESS or field in family.harmless:
+            continue
+        if isinstance(value, bool):
+            other: Any = not value
+        else:
+            other = "silu" if isinstance(value, str) else (value or 0) + 1
+        if value == "relu" and field == "feed_forward_proj":
+            other = "gated-silu"  # the activation alone is that of dense_act_fn, as in transformers
+        try:
+            changed = load({field: other})
+        except (TypeError, ValueError):
+            continue
+        assert changed != unchanged, field
+    with pytest.raises(ValueError, match=r"does not know: is_causal \(False\)"):
+        load({"is_causal": False})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.backends import Backend
 from tests.models.golden import DATA, assert_gradients, assert_near, assert_slopes, expected
 from topk_np.models import Model, bert, llama, load_model, t5, token_loss
-from topk_np.models.per_layer import LayerK
+from topk_np.models.model import LayerK
 from topk_np.training import tree_map, unflatten
 
 Case = tuple[Callable[..., Any], Callable[..., Any], list[str], dict[str, str]]

@@ -12,7 +12,7 @@ from tests.models.tiny import EXPECTED, MODEL
 from tests.test_workers import blas_threads, two_blas_threads
 from topk_np import dense_ffn
 from topk_np.layers import linear
-from topk_np.models import decode, load_model, one_row, t5_generate
+from topk_np.models import decode, llama, load_model, one_row, t5, t5_generate
 from topk_np.models.one_row import one_row_ffn, one_row_linear
 
 RNG = np.random.default_rng(0)
@@ -79,13 +79,13 @@ def test_blas_has_one_thread_while_a_token_is_computed_and_its_own_between(
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(decode, "one_row_linear")
-    watch(t5_generate, "logits")
-    t5 = load_model(DATA / "t5_relu")
+    watch(llama, "one_row_linear")
+    watch(t5, "logits")
+    model = load_model(DATA / "t5_relu")
     tokens = expected("t5_relu")["input_ids"][0]
     for steps in (
         decode.generate(MODEL, EXPECTED["prompt"][0], count=3),
-        t5_generate.generate(t5, tokens, count=3, stop=()),
+        t5_generate.generate(model, tokens, count=3, stop=()),
     ):
         during.clear()
         with two_blas_threads():

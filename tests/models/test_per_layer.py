@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from topk_np.models.per_layer import per_layer
+from topk_np.models.model import per_layer
 
 ks = st.none() | st.integers(1, 2**20)
 per_layer_ks = st.lists(ks, min_size=1, max_size=9)

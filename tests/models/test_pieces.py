@@ -12,8 +12,7 @@ import sentencepiece
 
 from tests.qa.models import t5_folder
 from topk_np.models import load_model
-from topk_np.models.pieces import PieceTokenizer
-from topk_np.models.tokenizer import FileTokenizer
+from topk_np.models.tokenizers import FileTokenizer, PieceTokenizer
 
 TEXT = "the path of a graph, and the theme of that"
 

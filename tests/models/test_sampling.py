@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.backends import Backend
-from topk_np.models.sampling import Sampling
+from topk_np.models.decode import Sampling
 
 scores_RT = arrays(
     np.float32, st.tuples(st.integers(1, 3), st.integers(1, 9)), elements=st.integers(-6, 6)

@@ -12,7 +12,7 @@ import pytest
 from tests.backends import Backend
 from tests.models.golden import DATA, assert_near, expected
 from topk_np.models import load_model, t5
-from topk_np.models.t5_blocks import T5
+from topk_np.models.t5 import T5
 from topk_np.models.t5_generate import beam_search, generate
 from topk_np.training import tree_map
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from topk_np.models import load_model
-from topk_np.models.llama_blocks import Llama
+from topk_np.models.llama import Llama
 
 DATA = Path(__file__).parents[1] / "data" / "llama"
 CONFIG: dict[str, Any] = json.loads((DATA / "config.json").read_text())
@@ -56,7 +56,7 @@ def write_gguf(
     """Write the tiny model as converters do: their tensor names, rotary features interleaved."""
     writer = gguf.GGUFWriter(path, architecture)
     for method, value in (fields() if metadata is None else metadata).items():
-        getattr(writer, method)(value)
+        getattr(writer, method)(*(value if isinstance(value, tuple) else (value,)))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, CONFIG["num_hidden_layers"])
     for name, tensor in TENSORS.items():
         if name.endswith("q_proj.weight"):

@@ -19,7 +19,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkResult
 
 from tests.mutants.places import sample
-from tests.mutants.report import changed, unexplained, write_report
+from tests.mutants.report import changed, survivors, write_report
 from tests.mutants.suite import CORE, passes, whole_suite_passes
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.chdir(WORK)
     with use_db(SESSION, WorkDB.Mode.open) as session:
         _run(session, again=arguments.again)
-        write_report(session, ROOT / "docs" / "data" / "mutants.json")
+        write_report(session, BUILD / "mutants.json")
 
 
 def _begin(count: int, seed: int) -> None:
@@ -79,7 +79,7 @@ def _run(session: WorkDB, *, again: bool) -> None:
     """Test what has not been tested, or what survived; every result is kept as soon as it is in."""
     items = session.pending_work_items
     if again:
-        items = (*unexplained(session), *items)
+        items = (*survivors(session), *items)
     if items and not whole_suite_passes():
         sys.exit("the suite fails without any mutation")
     for number, item in enumerate(items, start=1):

@@ -1,19 +1,16 @@
-"""What became of the mutants, for `docs/tables/mutation.py`."""
+"""The report on what became of the mutants."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import platform
-import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import WorkItem, WorkResult
-
-VERDICTS = Path(__file__).with_name("verdicts.toml")
 
 
 def changed(code: str, mutated: str) -> str:
@@ -22,15 +19,9 @@ def changed(code: str, mutated: str) -> str:
     return "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
 
 
-def unexplained(session: WorkDB) -> list[WorkItem]:
-    """The mutants that survived, but for those that are said to be equivalent."""
-    verdicts = tomllib.loads(VERDICTS.read_text(encoding="utf-8"))["equivalent"]
-    explained = {(said["file"], said["was"], said["becomes"]) for said in verdicts}
-    return [
-        item
-        for item, result in session.completed_work_items
-        if not result.is_killed and tuple(_change(item, result).values()) not in explained
-    ]
+def survivors(session: WorkDB) -> list[WorkItem]:
+    """The mutants that survived."""
+    return [item for item, result in session.completed_work_items if not result.is_killed]
 
 
 def write_report(session: WorkDB, path: Path) -> None:

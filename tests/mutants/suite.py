@@ -16,47 +16,37 @@ import pytest
 import scipy.sparse
 import scipy.special  # noqa: F401
 
-ATTENTION = ("test_core", "test_promises", "test_options", "test_masking", "test_attention")
+ATTENTION = ("test_heads", "test_promises", "test_options", "test_masking", "test_attention")
 CORE = {
     "activations": ("test_activations", "test_promises", "test_options", "test_ffn"),
     "attention": ("test_promises", "test_attention", "test_inputs", "test_errors"),
-    "chunking": ("test_plans", "test_chunking", "test_planning", "test_core", "test_errors"),
-    "core": (*ATTENTION, "test_dropout", "test_ffn", "test_planning"),
-    "dense/core": (
+    "core/dense": (
         "test_dense",
+        "test_heads",
         "test_promises",
         "test_options",
         "test_masking",
         "test_bias",
         "test_ffn",
     ),
-    "dense/stacked": ("test_stacked", "test_dense", "test_promises", "test_masking"),
+    "core/keep": ("test_keeping", "test_rules", *ATTENTION, "test_ffn"),
+    "core/passes": (*ATTENTION, "test_dropout", "test_ffn"),
+    "core/residuals": ("test_residuals", "test_planning"),
+    "core/scores": (*ATTENTION, "test_bias", "test_ffn"),
     "ffn": ("test_ffn", "test_errors", "test_inputs"),
-    "gradients": ("test_gradients", *ATTENTION),
-    "keeping": ("test_keeping", "test_rules", *ATTENTION, "test_ffn"),
-    "kernels/numpy": ("kernels/test_products", *ATTENTION),
-    "kernels/numpy_csr": ("kernels/test_products", "test_promises"),
-    "kernels/numpy_finds": ("test_selection", "test_keeping", "test_attention", "test_ffn"),
-    "kernels/numpy_found": ("kernels/test_engines", "test_selection", "test_attention"),
-    "kernels/numpy_mark": ("kernels/test_mark", "test_short"),
-    "kernels/numpy_select": ("kernels/test_engines", "test_selection", "test_attention"),
-    "masking": ("test_masking", "test_options", "test_errors", "test_promises", "test_core"),
-    "packs": ("test_short", "test_stacked", "test_dense", "test_promises"),
-    "positions": ("test_masking", "test_options", "test_errors", "test_decoding"),
-    "problem": (
-        *ATTENTION,
-        "test_ffn",
-        "test_dropout",
-        "test_planning",
-        "test_inputs",
-        "test_workers",
-        "test_short",
-    ),
-    "rowsparse": ("test_rowsparse", "kernels/test_products", "test_promises"),
-    "rules": ("test_rules", "test_options", "test_errors"),
+    "kernels/numpy/hits": ("kernels/test_select", "test_selection", "test_attention"),
+    "kernels/numpy/products": ("kernels/test_products", *ATTENTION),
+    "kernels/numpy/rowwise": ("kernels/test_scores", "test_promises", "test_ffn"),
+    "kernels/numpy/running": ("kernels/test_select", "test_selection", "test_keeping", *ATTENTION),
+    "kernels/numpy/select": ("kernels/test_select", "test_selection", "test_attention"),
+    "options/bias": ("test_bias", "test_options", "test_errors", "test_call"),
+    "options/check": ("test_call", "test_errors", "test_inputs", *ATTENTION, "test_ffn"),
+    "options/chunk": ("test_call", "test_masking", "test_options", "test_errors", "test_decoding"),
+    "options/masks": ("test_masking", "test_options", "test_errors", "test_promises", "test_heads"),
+    "options/rules": ("test_rules", "test_options", "test_errors"),
+    "schedule/gradients": ("test_gradients", "test_bias", "test_dense", *ATTENTION),
+    "schedule/plan": ("test_schedule", "test_planning", "test_heads", "test_errors"),
     "selection": ("test_selection", "test_attention", "test_options"),
-    "short": ("test_short", *ATTENTION),
-    "terms": ("test_gradients", "test_bias", "test_dense", *ATTENTION),
 }
 """The modules that are mutated, and the tests that are run on the mutants of each."""
 # The strict library, which takes long, has a say where its way and NumPy's part.

@@ -16,8 +16,8 @@ from topk_np.cli import main
 from topk_np.models import load_model
 from topk_np.models.t5_generate import beam_search, generate
 from topk_np.qa import answer, command, exact_match, f1, prepared
-from topk_np.qa.evaluation import evaluate
-from topk_np.qa.published import datasets, published, published_table
+from topk_np.qa.answering import evaluate
+from topk_np.qa.command import datasets, published, published_table
 
 QUESTION, CONTEXT = "What was it?", "It was 'the BIG one', said she."
 TEXT = r"what was it? \n it was the big one, said she."
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What the command prints."""
+    """The output of the command."""
     assert main(["qa", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from topk_np.tasks import load
-from topk_np.tasks.baselines import guess_by, guess_majority
-from topk_np.tasks.examples import PAD, Examples, padded
+from topk_np.tasks.examples import PAD, Examples, guess_by, guess_majority, padded
 
 
 def some(count: int) -> Examples:

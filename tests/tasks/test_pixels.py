@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from topk_np.tasks import MissingDataError, load
-from topk_np.tasks.idx import read_idx
-from topk_np.tasks.pixels import fashion_mnist
+from topk_np.tasks.pixels import fashion_mnist, read_idx
 
 
 def idx(array: np.ndarray[Any, Any]) -> bytes:

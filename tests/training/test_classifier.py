@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.backends import Backend
 from tests.oracles import assert_close
 from topk_np.layers import BlockConfig
-from topk_np.layers.ways import WAYS
+from topk_np.layers.attention_kinds import KINDS
 from topk_np.training import (
     Classifier,
     classifier,
@@ -24,7 +24,7 @@ from topk_np.training import (
     unflatten,
 )
 
-ATTENTIONS = tuple(WAYS)
+ATTENTIONS = tuple(KINDS)
 MODEL = Classifier(vocabulary=7, classes=3, length=6, layers=2, width=4, hidden=5)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from array_api_compat import device
@@ -25,11 +25,9 @@ from topk_np._namespace import (
     plain,
     zeros,
 )
-from topk_np.baselines.features import FeatureMap
+from topk_np.baselines.features import FeatureMap, draw_projection
 from topk_np.baselines.linear import LinearHeads, forward, make_heads
 from topk_np.baselines.linear_bwd import backward
-from topk_np.baselines.options import LinearOptions
-from topk_np.baselines.projection import draw_projection
 from topk_np.core.scores import output_of
 from topk_np.options.call import Call
 from topk_np.options.check import attention_call, check_known
@@ -40,6 +38,21 @@ from topk_np.schedule.threads import MOST_TASKS, WorkerTeam, check_workers
 
 BLOCK = 128
 PACK_ROWS = 512  # of short heads, which are taken together
+
+
+class LinearOptions(TypedDict, total=False):
+    """The options of `linear_call` by name; `performer_attention` describes them."""
+
+    features: int | None
+    seed: int | None
+    projection: Array | None
+    mask: Array | None
+    is_causal: bool
+    query_offset: int | None
+    key_lengths: int | Array | None
+    scale: float | None
+    chunk_size: int | None
+    workers: int | Executor | None
 
 
 @dataclass(frozen=True, eq=False)

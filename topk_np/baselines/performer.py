@@ -7,8 +7,7 @@ from typing import NamedTuple, Unpack
 
 from topk_np._namespace import Array
 from topk_np.baselines.features import PositiveFeatures
-from topk_np.baselines.heads import LinearCall, linear_call
-from topk_np.baselines.options import LinearOptions
+from topk_np.baselines.heads import LinearCall, LinearOptions, linear_call
 from topk_np.options.check import check_dout, spell_out
 
 FEATURES = 256

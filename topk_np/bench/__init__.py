@@ -2,11 +2,9 @@
 The benchmark: time and memory of topk_np against other ways to compute the same.
 
 `cases` says what is computed, `peers` and `torch_peers` how; `step` and `torch_step` are a step of
-training. `alone` runs one peer in a process of its own, `measure` several in turn; `sweep` and
-`figures` decide what is run, `report` and `plots` show it.
+training. `sweep` and `figures` decide what is run, `report` and `plots` show it.
 """
 
-from topk_np.bench.cases import BenchError
 from topk_np.bench.command import run
 
-__all__ = ["BenchError", "run"]
+__all__ = ["run"]

@@ -1,11 +1,11 @@
-"""What is computed: the problems of the benchmark and their inputs."""
+"""The problems of the benchmark, their inputs, and the runs that a peer makes of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +16,6 @@ ATTENTION, FFN = KINDS = ("attention", "ffn")
 STEP = "training step"  # see `topk_np.bench.step`
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-
-
-class BenchError(Exception):
-    """What the user should be told in one line."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,16 @@ class Case:
 
     @property
     def scores(self) -> int:
-        """How many scores there are, masked ones included."""
+        """The number of scores, masked ones included."""
         return self.heads * self.queries * self.keys
 
     @property
     def rows(self) -> int:
-        """Rows of the inputs."""
+        """The number of rows of the inputs."""
         return self.heads * (self.queries + self.keys)
 
     def clipped(self, length: int) -> Case:
-        """The same with at most so many queries and keys."""
+        """The same with at most `length` queries and keys."""
         queries, keys = min(self.queries, length), min(self.keys, length)
         return replace(self, queries=queries, keys=keys, k=min(self.k, keys))
 
@@ -72,6 +68,19 @@ class Inputs(NamedTuple):
     """(heads, N, D)"""
     dout: Array
     """(heads, Q, D), the gradient of the output."""
+
+
+class Runs(NamedTuple):
+    """Functions that compute a case; their results are kept alive until they are measured."""
+
+    forward: Callable[[], Any]
+    """Returns the output."""
+    both: Callable[[], tuple[Any, ...]] | None = None
+    """Returns the output and the gradients of query, key and value."""
+
+    def of(self, mode: str) -> Callable[[], Any]:
+        """The function for a mode."""
+        return self.forward if mode == FORWARD or self.both is None else self.both
 
 
 def make_inputs(case: Case, /) -> Inputs:
@@ -96,7 +105,7 @@ def attention_case(
     heads: int = 4,
     k: int = 64,
 ) -> Case:
-    """Attention of heads of width 64, self-attention unless told the queries."""
+    """Attention of heads of width 64; self-attention if `queries` is None."""
     queries = length if queries is None else queries
     return Case(ATTENTION, heads, queries, length, 64, min(k, length), causal)
 
@@ -107,7 +116,7 @@ def ffn_case(tokens: int, width: int, units: int, /) -> Case:
 
 
 def attention_cases(lengths: Sequence[int], causal: bool, /) -> list[Case]:
-    """Self-attention, shortest first."""
+    """Problems of self-attention, shortest first."""
     return [attention_case(length, causal=causal) for length in sorted(set(lengths))]
 
 

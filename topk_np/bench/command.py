@@ -1,28 +1,21 @@
-"""What ``python -m topk_np bench`` does."""
+"""The program ``python -m topk_np bench``: time and memory against other ways to compute."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from topk_np.bench.cases import (
-    ATTENTION,
-    FFN,
-    FFN_CASES,
-    LENGTHS,
-    MODES,
-    BenchError,
-    Case,
-    attention_cases,
-)
+from topk_np._process import UserError, describe_machine, make_folder, total_memory
+from topk_np.bench.cases import ATTENTION, FFN, FFN_CASES, LENGTHS, MODES, Case, attention_cases
 from topk_np.bench.peers import OURS, PEERS, Peer
 
 if TYPE_CHECKING:
-    from topk_np.bench.machine import Machine
-    from topk_np.bench.measure import Tick
+    from topk_np._process import Machine, Tick
     from topk_np.bench.sweep import Limits, Row
+
+Found = TypeVar("Found")
 
 FIGURES, MODEL, LAYERS = "figures", "model", "layers"
 TIME_LIMIT, TIME_LIMIT_LAYERS = 60, 7200
@@ -64,22 +57,22 @@ def run(
 
     Raises
     ------
-    BenchError
+    UserError
         With a message of one line.
     """
     chosen = _chosen(peers)
     plots = out if plots is None else plots
-    _make_folder("--out", out)
-    _make_folder("--plots", plots)
+    make_folder("--out", out)
+    make_folder("--plots", plots)
 
     # Only now, as these take a while to import.
-    from topk_np.bench import machine, report
+    from topk_np.bench import report
     from topk_np.bench.sweep import Limits
 
-    most = machine.total_memory() // 2 if memory_limit is None else memory_limit * 2**20
+    most = total_memory() // 2 if memory_limit is None else memory_limit * 2**20
     usual = TIME_LIMIT_LAYERS if what == LAYERS else TIME_LIMIT
     limits = Limits(usual if time_limit is None else time_limit, most)
-    described = machine.describe_machine()
+    described = describe_machine()
     print(report.heading(described))
     if what == MODEL:
         _model(repeats, out, described)
@@ -101,50 +94,31 @@ def _chosen(names: Sequence[str] | None) -> list[Peer]:
     """The peers of these names, and topk_np first."""
     wrong = [name for name in names or () if name not in PEERS]
     if wrong:
-        raise BenchError(f"--peers must be among {' '.join(PEERS)}, got {wrong[0]!r}")
+        raise UserError(f"--peers must be among {' '.join(PEERS)}, got {wrong[0]!r}")
     wanted = PEERS.keys() if names is None else {OURS, *names}
     return [peer for name, peer in PEERS.items() if name in wanted]
 
 
-def _make_folder(option: str, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BenchError(f"{option} {folder}: {error.strerror}") from error
-
-
-def _sweep(
-    what: str,
-    cases: Sequence[Case],
-    peers: Sequence[Peer],
-    limits: Limits,
-    repeats: int,
-    out: Path,
-    machine: Machine,
-) -> list[Row]:
-    """Measure, save after each case so that an interrupted run leaves what it has, and print."""
+def _gather(
+    name: str,
+    total: int | None,
+    measure: Callable[[Tick], Iterator[Found]],
+    save: Callable[[list[Found]], None],
+) -> list[Found]:
+    """Measure with a bar, and save after each result: an interrupted run leaves what it has."""
     from tqdm import tqdm
 
-    from topk_np.bench import report
-    from topk_np.bench.sweep import Entrants, sweep
-
-    path = out / f"{what}.json"
-    notes: list[str] = []
-    rows: list[Row] = []
-    entrants = Entrants(peers, limits, notes.append)
-    with tqdm(total=len(cases) * len(MODES), desc=what, leave=False) as bar:
-        for found in sweep(cases, entrants, repeats, _shown(bar)):
-            rows += found
-            report.save_json(path, machine, notes=notes, rows=[report.as_data(row) for row in rows])
+    found: list[Found] = []
+    with tqdm(total=total, desc=name, leave=False) as bar:
+        for one in measure(_shown(bar)):
+            found.append(one)
+            save(found)
             bar.update()
-    if rows:
-        print(report.tables(rows))
-    print("".join(f"{note}\n" for note in notes) + f"Data: {path}\n")
-    return rows
+    return found
 
 
 def _shown(bar: Any) -> Tick:
-    """Show beside the bar what runs next, once in `SHOWN` seconds at most."""
+    """Show at the end of the bar what runs next, once in `SHOWN` seconds at most."""
     last = float("-inf")
 
     def tick(name: str) -> None:
@@ -157,6 +131,35 @@ def _shown(bar: Any) -> Tick:
     return tick
 
 
+def _sweep(
+    what: str,
+    cases: Sequence[Case],
+    peers: Sequence[Peer],
+    limits: Limits,
+    repeats: int,
+    out: Path,
+    machine: Machine,
+) -> list[Row]:
+    """Measure a series of cases."""
+    from topk_np.bench import report
+    from topk_np.bench.sweep import Entrants, sweep
+
+    path, notes = out / f"{what}.json", list[str]()
+    entrants = Entrants(peers, limits, notes.append)
+
+    def save(found: list[list[Row]]) -> None:
+        rows = [report.as_data(row) for some in found for row in some]
+        report.save_json(path, machine, notes=notes, rows=rows)
+
+    total = len(cases) * len(MODES)
+    found = _gather(what, total, lambda tick: sweep(cases, entrants, repeats, tick), save)
+    rows = [row for some in found for row in some]
+    if rows:
+        print(report.tables(rows))
+    print("".join(f"{note}\n" for note in notes) + f"Data: {path}\n")
+    return rows
+
+
 def _plot(folder: Path, rows: Sequence[Row], machine: Machine) -> None:
     from topk_np.bench.plots import save_plots
 
@@ -166,39 +169,31 @@ def _plot(folder: Path, rows: Sequence[Row], machine: Machine) -> None:
 
 
 def _figures(repeats: int, out: Path, machine: Machine) -> None:
-    from tqdm import tqdm
-
+    """Measure the figures that the library is held to."""
     from topk_np.bench import figures, report
 
-    path = out / "figures.json"
-    outcomes: list[figures.Outcome] = []
-    with tqdm(total=len(figures.FIGURES), desc=FIGURES, leave=False) as bar:
-        for outcome in figures.check(figures.FIGURES, repeats, _shown(bar)):
-            outcomes.append(outcome)
-            found = [figures.summary(one) for one in outcomes]
-            report.save_json(path, machine, figures=found)
-            bar.update()
+    path, total = out / "figures.json", len(figures.FIGURES)
+
+    def save(outcomes: list[figures.Outcome]) -> None:
+        report.save_json(path, machine, figures=[figures.summary(one) for one in outcomes])
+
+    outcomes = _gather(
+        FIGURES, total, lambda tick: figures.check(figures.FIGURES, repeats, tick), save
+    )
     print(report.figures_table(outcomes))
     print(f"Data: {path}")
 
 
 def _model(repeats: int, out: Path, machine: Machine) -> None:
-    from tqdm import tqdm
-
+    """Measure a pretrained model."""
     from topk_np.bench import model, report
-    from topk_np.models.fetch import FetchError
-    from topk_np.models.named import ModelError
 
     path = out / "model.json"
-    findings: list[model.Finding] = []
-    try:
-        with tqdm(desc=MODEL, leave=False) as bar:
-            for finding in model.measure(model.PACKAGED, repeats, _shown(bar)):
-                findings.append(finding)
-                report.save_json(path, machine, figures=[model.as_data(one) for one in findings])
-                bar.update()
-    except (FetchError, ModelError) as error:
-        raise BenchError(str(error)) from error
+
+    def save(findings: list[model.Finding]) -> None:
+        report.save_json(path, machine, figures=[model.as_data(one) for one in findings])
+
+    findings = _gather(MODEL, None, lambda tick: model.measure(model.PACKAGED, repeats, tick), save)
     print(model.table(findings))
     print(f"Data: {path}")
 
@@ -206,25 +201,27 @@ def _model(repeats: int, out: Path, machine: Machine) -> None:
 def _layers(
     lengths: Sequence[int] | None, limits: Limits, out: Path, plots: Path, machine: Machine
 ) -> None:
-    """Go on with the runs that are missing in the file; each is saved as soon as it is there."""
-    from tqdm import tqdm
-
-    from topk_np.bench import layers, layers_plot, layers_report
+    """Measure the memory of a deep model: the runs that are missing in the file."""
+    from topk_np.bench import layers
+    from topk_np.bench.plots import save_layers
 
     path, picture = out / f"{LAYERS}.json", plots / "bench_layers.png"
-    runs, notes = layers_report.load_runs(path, machine), []
-    with tqdm(desc=LAYERS, leave=False) as bar:
-        wanted = layers.LENGTHS if lengths is None else lengths
-        for found in layers.sweep(wanted, runs, limits, _shown(bar)):
-            if isinstance(found, str):
-                notes.append(found)
-            else:
-                runs.append(found)
-                layers_report.save_runs(path, machine, runs)
-            bar.update()
-    if runs:
-        print(layers_report.table(runs))
-        path.with_suffix(".md").write_text(layers_report.markdown(runs))
-        layers_plot.save_plot(picture, runs, machine)
+    done = layers.load_runs(path, machine)
+    wanted = layers.LENGTHS if lengths is None else lengths
+
+    def runs(found: list[layers.Run | str]) -> list[layers.Run]:
+        return [*done, *(one for one in found if isinstance(one, layers.Run))]
+
+    found = _gather(
+        LAYERS,
+        None,
+        lambda tick: layers.sweep(wanted, done, limits, tick),
+        lambda found: layers.save_runs(path, machine, runs(found)),
+    )
+    if runs(found):
+        print(layers.table(runs(found)))
+        path.with_suffix(".md").write_text(layers.markdown(runs(found)))
+        save_layers(picture, runs(found), machine)
         print(f"Plot: {picture}")
-    print("".join(f"{note}\n" for note in notes) + f"Data: {path}")
+    notes = (f"{note}\n" for note in found if isinstance(note, str))
+    print("".join(notes) + f"Data: {path}")

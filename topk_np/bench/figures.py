@@ -1,4 +1,4 @@
-"""The figures that the library is held to: ratios within one run, and memory."""
+"""The bounds that the library is held to: ratios within one run, and memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import NamedTuple
 
-from topk_np.bench.alone import run_alone
+from topk_np._process import MEBI, Tick, interleave, ratio
 from topk_np.bench.cases import BOTH, FORWARD, MODES, Case, attention_case, ffn_case, make_inputs
-from topk_np.bench.measure import Tick, interleave, ratio
 from topk_np.bench.peers import (
     GEMM,
     NUMPY,
@@ -24,8 +23,8 @@ from topk_np.bench.peers import (
     TORCH,
 )
 from topk_np.bench.step import step_case
+from topk_np.bench.sweep import try_alone
 
-MEBI = 2**20
 PATIENCE = 600  # seconds that a run for its memory may take
 QUICK = 2.0  # seconds that quick rounds take in all
 
@@ -40,7 +39,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A promise: the time of `ours` over that of `theirs`, or without it the memory of `ours`."""
+    """A bound for the time of `ours` over that of `theirs`, or without it for the memory."""
 
     what: str
     at_most: float
@@ -48,24 +47,24 @@ class Figure:
     ours: Entry
     theirs: Entry | None = None
     clock: Callable[[], float] = perf_counter
-    """What tells the time: `process_time` counts that of all threads."""
+    """The clock; `process_time` counts the work of all threads."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A figure as measured; None where it could not be."""
+    """A figure as measured."""
 
     figure: Figure
     measured: float | None = None
     ours: list[float] | None = None
-    """Seconds of each run."""
+    """Seconds of each round."""
     theirs: list[float] | None = None
     missing: str | None = None
-    """Why there is nothing."""
+    """The reason why it was not measured."""
 
     @property
     def ok(self) -> bool | None:
-        """Whether the promise is kept."""
+        """True if the measurement keeps to the bound; None if there is none."""
         return None if self.measured is None else self.measured <= self.figure.at_most
 
 
@@ -75,7 +74,7 @@ def against(what: str, at_most: float, case: Case, mode: str, peer: str) -> Figu
 
 
 def allowed_memory(case: Case, mode: str) -> float:
-    """MiB: 1.15 × (output + gradients + residuals) + 64 MiB, the promise on memory."""
+    """MiB that are promised: 1.15 × (output + gradients + residuals) + 64 MiB."""
     numbers = case.heads * case.queries * (case.width + 2 * case.k)  # output, scores, indices
     if mode == BOTH:
         numbers += case.heads * (case.queries + 2 * case.keys) * case.width
@@ -156,7 +155,7 @@ def check(figures: Sequence[Figure], repeats: int, tick: Tick) -> Iterator[Outco
 def _check_memory(figure: Figure, tick: Tick) -> Outcome:
     tick(f"{figure.what}: alone")
     case, mode, peer = figure.ours
-    taken = run_alone(PEERS[peer], case, mode, PATIENCE)
+    taken = try_alone(PEERS[peer], case, mode, PATIENCE)
     if isinstance(taken, str):
         return Outcome(figure, missing=taken)
     return Outcome(figure, taken.memory / MEBI, [taken.seconds])
@@ -180,7 +179,7 @@ def _check_ratio(figure: Figure, theirs: Entry, repeats: int, tick: Tick) -> Out
 
 
 def summary(outcome: Outcome, /) -> dict[str, object]:
-    """What the JSON file says of a figure."""
+    """A figure for the JSON file."""
     figure = outcome.figure
     return {
         "what": figure.what,

@@ -1,8 +1,8 @@
 """
-A pretrained language model: its distance from transformers, its speed, and what it holds.
+A pretrained language model: its distance from transformers, its speed, and its memory.
 
-Reading is compared in time of the CPU, on one thread each: what else a machine does prolongs that
-little, and threads that wait busily do not count as work.
+Reading is compared in CPU time, on one thread each: other programs prolong that little, and threads
+that wait busily do not count as work.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from topk_np.bench.measure import Tick, interleave, ratio
-from topk_np.experiments.alone import run_alone
+from topk_np._process import Tick, interleave, one_thread, ratio, run_alone
 from topk_np.models.decode import generate
-from topk_np.models.llama import forward, logits
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
-from topk_np.schedule.threads import WorkerTeam
+from topk_np.models.llama import Llama, LlamaConfig, forward, logits
+from topk_np.models.load import load_named
 
 PACKAGED = "smollm2"
 READ, LONG = 1024, 8192  # tokens
@@ -47,29 +44,29 @@ class Finding:
     measured: float | None = None
     """None where it could not be."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """Of the CPU, each run."""
+    """CPU seconds of each run."""
 
     @property
     def ok(self) -> bool | None:
-        """Whether the figure is reached."""
+        """True if the measurement keeps to the bound; None if there is none."""
         if self.measured is None:
             return None
         return self.measured <= self.bound if self.most else self.measured >= self.bound
 
 
 def peer_installed() -> bool:
-    """Whether there is something to compare with."""
+    """Look for the packages to compare with."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
 
 def measure(name: str, repeats: int, tick: Tick) -> Iterator[Finding]:
-    """All figures of the model of that name or path, with as many rounds for each time."""
+    """Measure all figures of the model of a name or path, with some rounds for each time."""
     model: Llama = load_named(name, LlamaConfig)
     tokens = text_tokens(model)
     peer = None
     if peer_installed():
         tick("transformers")
-        peer = importlib.import_module("topk_np.bench.transformers_peer").Transformers(model, 1)
+        peer = importlib.import_module("topk_np.bench.torch_peers").Transformers(model, 1)
     yield agreement(model, peer, tokens[:COMPARED], tick)
     for k in (None, K):
         yield reading(replace(model, attention_k=k), peer, tokens[:READ], repeats, tick)
@@ -81,7 +78,7 @@ def measure(name: str, repeats: int, tick: Tick) -> Iterator[Finding]:
 
 
 def agreement(model: Llama, peer: Any, tokens: np.ndarray, tick: Tick) -> Finding:
-    """How far logits are from the peer's, in units of the largest."""
+    """The distance of logits from the peer's, in units of the largest."""
     what = f"logits of {len(tokens)} tokens, distance from transformers / the largest"
     found = Finding(what, 1e-4, most=True)
     if peer is None:
@@ -92,10 +89,10 @@ def agreement(model: Llama, peer: Any, tokens: np.ndarray, tick: Tick) -> Findin
 
 
 def reading(model: Llama, peer: Any, tokens: np.ndarray, repeats: int, tick: Tick) -> Finding:
-    """The time of the CPU in which the model reads a text, over the peer's."""
+    """The CPU time in which the model reads a text, over the peer's."""
 
     def ours() -> np.ndarray:
-        with WorkerTeam(1):  # BLAS has one thread too
+        with one_thread():  # for BLAS too
             return np.asarray(forward(model, tokens, workers=1))
 
     runs: dict[str, Callable[[], Any]] = {f"read, {label(model)}": ours}
@@ -140,7 +137,7 @@ def _read_long(name: str, k: int | None) -> float:
 
 
 def text_tokens(model: Llama, /) -> np.ndarray:
-    """As many tokens of Python's documentation as are read at most."""
+    """The tokens of Python's documentation that are read."""
     text = "\n".join(topics[name] for name in sorted(topics))
     return model.tokenizer.encode(text[: 8 * LONG])[: min(LONG, model.config.context)]
 
@@ -151,7 +148,7 @@ def label(model: Llama, /) -> str:
 
 
 def as_data(finding: Finding, /) -> dict[str, object]:
-    """What the JSON file says of a figure."""
+    """A figure for the JSON file."""
     return {**asdict(finding), "ok": finding.ok}
 
 

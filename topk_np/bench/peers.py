@@ -1,11 +1,12 @@
-"""The ways to compute a case: this library, plain NumPy, PyTorch, and the scores' product alone."""
+"""The peers, ways to compute a case: this library, NumPy, PyTorch, the scores' product alone."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,7 @@ import topk_np
 from topk_np._namespace import Array
 from topk_np.baselines import performer, rfa
 from topk_np.bench import step
-from topk_np.bench.cases import ATTENTION, BOTH, FORWARD, KINDS, MODES, STEP, Case, Inputs
-from topk_np.bench.runs import Runs
+from topk_np.bench.cases import ATTENTION, BOTH, FORWARD, KINDS, MODES, STEP, Case, Inputs, Runs
 from topk_np.kernels import numpy as kernels
 from topk_np.schedule.threads import WorkerTeam, available_cores
 
@@ -40,93 +40,83 @@ class Peer:
 
     @property
     def installed(self) -> bool:
-        """Whether it can run here."""
+        """True if it can run here."""
         return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
     def does(self, case: Case, mode: str) -> bool:
-        """Whether it computes such a case."""
+        """True if it computes such a case."""
         return case.kind in self.kinds and mode in self.modes
 
 
+def _runs(
+    function: Callable[..., Any],
+    fwd: Callable[..., Any],
+    bwd: Callable[..., Any],
+    arrays: Sequence[Array],
+    /,
+    **options: Any,
+) -> Runs:
+    """A function of this library forward, and with its backward pass; the last array is dout."""
+    *inputs, dout = arrays
+
+    def both() -> tuple[Array, ...]:
+        out, kept = fwd(*inputs, **options)
+        return out, *bwd(kept, dout)[:3]
+
+    return Runs(lambda: function(*inputs, **options), both)
+
+
 def _topk(case: Case, inputs: Inputs) -> Runs:
-    query, key, value, dout = inputs
     if case.kind == ATTENTION:
-
-        def forward() -> Array:
-            return topk_np.topk_attention(query, key, value, k=case.k, is_causal=case.causal)
-
-        def both() -> tuple[Array, ...]:
-            out, kept = topk_np.topk_attention_fwd(
-                query, key, value, k=case.k, is_causal=case.causal
-            )
-            return out, *topk_np.topk_attention_bwd(kept, dout)[:3]
-
-        return Runs(forward, both)
-    x, keys, values, dy = (array[0] for array in inputs)
-
-    def ffn() -> Array:
-        return topk_np.topk_ffn(x, keys, values, k=case.k)
-
-    def ffn_both() -> tuple[Array, ...]:
-        out, kept = topk_np.topk_ffn_fwd(x, keys, values, k=case.k)
-        return out, *topk_np.topk_ffn_bwd(kept, dy)[:3]
-
-    return Runs(ffn, ffn_both)
+        return _runs(
+            topk_np.topk_attention,
+            topk_np.topk_attention_fwd,
+            topk_np.topk_attention_bwd,
+            inputs,
+            k=case.k,
+            is_causal=case.causal,
+        )
+    arrays = [array[0] for array in inputs]
+    return _runs(topk_np.topk_ffn, topk_np.topk_ffn_fwd, topk_np.topk_ffn_bwd, arrays, k=case.k)
 
 
 def _chunked(case: Case, inputs: Inputs) -> Runs:
     """The paper's query chunking: dense and exact, the backward pass recomputes."""
-    query, key, value, dout = inputs
     if case.kind == ATTENTION:
-
-        def forward() -> Array:
-            return topk_np.dense_attention(
-                query, key, value, is_causal=case.causal, chunk_size=DENSE_CHUNK
-            )
-
-        def both() -> tuple[Array, ...]:
-            out, kept = topk_np.dense_attention_fwd(
-                query, key, value, is_causal=case.causal, chunk_size=DENSE_CHUNK
-            )
-            return out, *topk_np.dense_attention_bwd(kept, dout)[:3]
-
-        return Runs(forward, both)
-    x, keys, values, dy = (array[0] for array in inputs)
-
-    def ffn() -> Array:
-        return topk_np.dense_ffn(x, keys, values, chunk_size=DENSE_CHUNK)
-
-    def ffn_both() -> tuple[Array, ...]:
-        out, kept = topk_np.dense_ffn_fwd(x, keys, values, chunk_size=DENSE_CHUNK)
-        return out, *topk_np.dense_ffn_bwd(kept, dy)[:3]
-
-    return Runs(ffn, ffn_both)
+        return _runs(
+            topk_np.dense_attention,
+            topk_np.dense_attention_fwd,
+            topk_np.dense_attention_bwd,
+            inputs,
+            is_causal=case.causal,
+            chunk_size=DENSE_CHUNK,
+        )
+    return _runs(
+        topk_np.dense_ffn,
+        topk_np.dense_ffn_fwd,
+        topk_np.dense_ffn_bwd,
+        [array[0] for array in inputs],
+        chunk_size=DENSE_CHUNK,
+    )
 
 
 def _performer(case: Case, inputs: Inputs) -> Runs:
-    query, key, value, dout = inputs
-
-    def both() -> tuple[Array, ...]:
-        out, kept = performer.performer_attention_fwd(query, key, value, is_causal=case.causal)
-        return out, *performer.performer_attention_bwd(kept, dout)
-
-    return Runs(
-        lambda: performer.performer_attention(query, key, value, is_causal=case.causal), both
+    return _runs(
+        performer.performer_attention,
+        performer.performer_attention_fwd,
+        performer.performer_attention_bwd,
+        inputs,
+        is_causal=case.causal,
     )
 
 
 def _rfa(case: Case, inputs: Inputs) -> Runs:
-    query, key, value, dout = inputs
-
-    def both() -> tuple[Array, ...]:
-        out, kept = rfa.rfa_attention_fwd(query, key, value, is_causal=case.causal)
-        return out, *rfa.rfa_attention_bwd(kept, dout)[:3]
-
-    return Runs(lambda: rfa.rfa_attention(query, key, value, is_causal=case.causal), both)
+    trio = rfa.rfa_attention, rfa.rfa_attention_fwd, rfa.rfa_attention_bwd
+    return _runs(*trio, inputs, is_causal=case.causal)
 
 
 def _plain(case: Case, inputs: Inputs) -> Runs:
-    """The textbook on NumPy, all scores at once, as many BLAS threads as BLAS likes."""
+    """The textbook on NumPy: all scores at once, with all threads of BLAS."""
     query, key, value, dout = inputs
     softmax = case.kind == ATTENTION
 
@@ -185,11 +175,11 @@ def _gemm(case: Case, inputs: Inputs) -> Runs:
     return Runs(forward)
 
 
-def _torch(name: str, module: str = "torch_peers") -> Callable[[Case, Inputs], Runs]:
-    """The builder of that name from a module that imports PyTorch."""
+def _torch(name: str) -> Callable[[Case, Inputs], Runs]:
+    """The builder of that name from the module that imports PyTorch."""
 
     def build(case: Case, inputs: Inputs) -> Runs:
-        builder = getattr(importlib.import_module(f"topk_np.bench.{module}"), name)
+        builder = getattr(importlib.import_module("topk_np.bench.torch_peers"), name)
         runs: Runs = builder(case, inputs)
         return runs
 
@@ -254,7 +244,7 @@ PEERS = {
         Peer(
             STEP_TORCH,
             "a training step in PyTorch's modules",
-            _torch("dense", "torch_step"),
+            _torch("step"),
             kinds=(STEP,),
             modes=(BOTH,),
             needs="torch",

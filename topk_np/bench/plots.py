@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from topk_np._plots import PALE, QUIET, STYLE
+from topk_np._process import MEBI, Machine
+from topk_np.bench import layers
 from topk_np.bench.cases import ATTENTION, MODES
-from topk_np.bench.machine import Machine
 from topk_np.bench.peers import (
     CHUNKED,
     GATHER,
@@ -24,8 +27,7 @@ from topk_np.bench.peers import (
 )
 from topk_np.bench.sweep import Row
 
-INK, QUIET, PALE = "#1f2933", "#616e7c", "#cbd2d9"
-# Told apart by colour-blind readers, and by their labels; topk_np alone is drawn thick.
+# Colour-blind readers can tell the peers of a plot apart, and all of them by their labels.
 COLOURS = {
     OURS: "#0072b2",
     NUMPY: "#e69f00",
@@ -37,24 +39,21 @@ COLOURS = {
     PAPER: "#009e73",
     GATHER: "#56b4e9",
     GEMM: QUIET,
+    "dense-heads": "#d55e00",
+    layers.DENSE: "#e69f00",
+    "chunked": "#a06a00",
+    "chunked-budget": "#6a51a3",
+    layers.TOPK: "#0072b2",
+    "topk-ffn": "#56b4e9",
 }
-STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": PALE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-}
-MEBI = 2**20
+THICK = (OURS, layers.TOPK)  # of the lines in a plot
 LEAST_MEMORY = 1.0  # MiB; what is measured below it is chance
 LINE = 0.055  # height of a label, as a share of the axes
 
-Points = dict[str, list[tuple[float, float]]]  # of each peer: length and height
+Points = dict[str, list[tuple[float, float]]]
+"""Lengths and heights by the name of the line."""
+Panel = Callable[[Any], None]
+"""Draws into axes."""
 
 
 def save_plots(folder: Path, rows: Sequence[Row], machine: Machine, /) -> list[Path]:
@@ -70,69 +69,96 @@ def save_plots(folder: Path, rows: Sequence[Row], machine: Machine, /) -> list[P
             if found:
                 words = ["bench", "causal" if causal else "full", mode.replace("+", "_")]
                 path = folder / f"{'_'.join(words)}.png"
-                _save(path, found, machine)
+                _save_attention(path, found, machine)
                 paths.append(path)
     return paths
 
 
-def _save(path: Path, rows: Sequence[Row], machine: Machine) -> None:
+def _save_attention(path: Path, rows: Sequence[Row], machine: Machine) -> None:
+    case, mode = rows[0].case, rows[0].mode
+    causal = "Causal attention" if case.causal else "Attention, not causal"
+    title = (
+        f"{causal}, {mode.replace('+', ' + ')}: {case.heads} heads of width {case.width}, "
+        "k = 64, float32"
+    )
+
+    def points(heights: Sequence[float]) -> Points:
+        found: Points = {}
+        for row, height in zip(rows, heights, strict=True):
+            found.setdefault(row.peer, []).append((row.case.keys, height))
+        return {name: found[name] for name in PEERS if name in found}
+
+    seconds = points([row.median for row in rows])
+    memory = points([max(row.memory / MEBI, LEAST_MEMORY) for row in rows])
+    across = "length: queries and keys of a head"
+    panels = (
+        partial(panel, seconds, "Time, log scale", _time_name, 10, across),
+        partial(panel, memory, "Peak memory beyond the inputs, log scale", memory_name, 4, across),
+    )
+    note = f"{machine_line(machine)} Medians; peers take turns."
+    _save(path, title, note, panels, right=0.875, wspace=0.52)
+
+
+def save_layers(path: Path, runs: Sequence[layers.Run], machine: Machine) -> None:
+    """Draw the memory of a deep model: beyond parameters and gradients, and all of it."""
+    model, across = layers.PAPER, "tokens of the sequence"
+    title = (
+        f"{model.layers} layers, {model.heads} heads, width {model.width}, causal, forward + "
+        "backward: peak memory, log scales"
+    )
+
+    def points(memory: Callable[[layers.Run], int]) -> Points:
+        found: Points = {}
+        for run in sorted(runs, key=lambda run: run.length):
+            found.setdefault(run.method, []).append((run.length, memory(run) / MEBI))
+        return {name: found[name] for name in layers.METHODS if name in found}
+
+    beyond, whole = points(lambda run: run.beyond), points(lambda run: run.memory)
+    words = "Beyond parameters and their gradients", "Whole process, beyond imports"
+    panels = (
+        partial(panel, beyond, words[0], memory_name, 2, across),
+        partial(panel, whole, words[1], memory_name, 2, across),
+    )
+    _save(path, title, machine_line(machine), panels, right=0.855, wspace=0.6)
+
+
+def _save(
+    path: Path, title: str, note: str, panels: Sequence[Panel], *, right: float, wspace: float
+) -> None:
+    """Save a figure of two panels, with room for names at the right of each."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    case, mode = rows[0].case, rows[0].mode
-    causal = "Causal attention" if case.causal else "Attention, not causal"
     with rc_context(STYLE):
         figure = Figure(figsize=(12.5, 5.6))
-        figure.subplots_adjust(left=0.065, right=0.875, bottom=0.165, top=0.82, wspace=0.52)
-        figure.text(
-            0.012,
-            0.94,
-            f"{causal}, {mode.replace('+', ' + ')}: {case.heads} heads of width {case.width}, "
-            "k = 64, float32",
-            weight="bold",
-            size=14,
-        )
-        figure.text(
-            0.012, 0.02, f"{machine_line(machine)} Medians; peers take turns.", color=QUIET, size=9
-        )
-        time, memory = figure.subplots(1, 2)
-        seconds = [row.median for row in rows]
-        panel(time, _points(rows, seconds), "Time, log scale", _time_name, 10)
-        heights = [max(row.memory / MEBI, LEAST_MEMORY) for row in rows]
-        title = "Peak memory beyond the inputs, log scale"
-        panel(memory, _points(rows, heights), title, memory_name, 4)
+        figure.subplots_adjust(left=0.065, right=right, bottom=0.165, top=0.82, wspace=wspace)
+        figure.text(0.012, 0.94, title, weight="bold", size=14)
+        figure.text(0.012, 0.02, note, color=QUIET, size=9)
+        for axes, draw in zip(figure.subplots(1, 2), panels, strict=True):
+            draw(axes)
         figure.savefig(path, dpi=160)
 
 
-def _points(rows: Sequence[Row], heights: Sequence[float]) -> Points:
-    points: Points = {}
-    for row, height in zip(rows, heights, strict=True):
-        points.setdefault(row.peer, []).append((row.case.keys, height))
-    return {name: points[name] for name in PEERS if name in points}
-
-
 def panel(
-    axes: Any,
     points: Points,
     title: str,
     name_of: Callable[[float], str],
     step: int,
-    *,
-    colours: Mapping[str, str] = COLOURS,
-    thick: str = OURS,
-    across: str = "length: queries and keys of a head",
+    across: str,
+    axes: Any,
+    /,
 ) -> None:
-    """One line for each name, one of them thick; a tick of the height at each power of `step`."""
+    """Draw a line for each name; a tick of the height at each power of `step`."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_title(title)
     for name, line in points.items():
         lengths, heights = zip(*line, strict=True)
-        ours = name == thick
+        ours = name in THICK
         axes.plot(
             lengths,
             heights,
-            color=colours[name],
+            color=COLOURS[name],
             linewidth=3 if ours else 1.6,
             linestyle="--" if name == GEMM else "-",
             marker="o",
@@ -149,12 +175,10 @@ def panel(
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=PALE, linewidth=0.7)
     axes.margins(x=0.04, y=0.08)
-    _label(axes, {name: line[-1] for name, line in points.items()}, colours, thick)
+    _label(axes, {name: line[-1] for name, line in points.items()})
 
 
-def _label(
-    axes: Any, ends: dict[str, tuple[float, float]], colours: Mapping[str, str], thick: str
-) -> None:
+def _label(axes: Any, ends: dict[str, tuple[float, float]]) -> None:
     """Name each line in the right margin, level with its end where there is room."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
     left, right = (math.log(limit) for limit in axes.get_xlim())
@@ -173,11 +197,11 @@ def _label(
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
-            color=colours[name],
-            weight="bold" if name == thick else "normal",
+            color=COLOURS[name],
+            weight="bold" if name in THICK else "normal",
             arrowprops={
                 "arrowstyle": "-",
-                "color": colours[name],
+                "color": COLOURS[name],
                 "alpha": 0.5,
                 "relpos": (0, 0.5),
             },
@@ -224,7 +248,7 @@ def memory_name(mebi: float) -> str:
 
 
 def machine_line(machine: Machine) -> str:
-    """What it was measured on, and when."""
+    """The machine, the versions and the date of the measurements."""
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
     return (
         f"{machine['cpu']}, {machine['cores']} cores. Python {machine['python']}, NumPy "

@@ -1,4 +1,4 @@
-"""The tables and the JSON files."""
+"""The tables of the benchmark, and its JSON files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from topk_np._process import MEBI, Machine, write_whole
 from topk_np.bench.cases import ATTENTION, Case
 from topk_np.bench.figures import Outcome
-from topk_np.bench.machine import Machine
 from topk_np.bench.peers import OURS, PEERS
 from topk_np.bench.sweep import Row
 
-MEBI = 2**20
 LABEL, COLUMN = 15, 15
 
 
@@ -32,7 +31,7 @@ def heading(machine: Machine, /) -> str:
 
 
 def tables(rows: Sequence[Row], /) -> str:
-    """For each series of cases: time, time against topk_np, and memory; a line for each peer."""
+    """Time, time against topk_np, and memory of each series of cases; a line for each peer."""
     series: dict[tuple[str, bool, str], list[Row]] = {}
     for row in rows:
         series.setdefault((row.case.kind, row.case.causal, row.mode), []).append(row)
@@ -72,7 +71,7 @@ def _column(case: Case) -> str:
 
 
 def _legend(names: Iterable[str], /) -> str:
-    """What each peer is, and how to read the table."""
+    """The peers in words, and how to read the table."""
     found = set(names)
     lines = [f"{name:{LABEL}}{peer.what}" for name, peer in PEERS.items() if name in found]
     return "\n".join(
@@ -108,12 +107,12 @@ def figures_table(outcomes: Sequence[Outcome], /) -> str:
 
 
 def save_json(path: Path, machine: Machine, **results: object) -> None:
-    """Write a file; what is there is replaced."""
-    path.write_text(json.dumps({"machine": machine, **results}, indent=1) + "\n")
+    """Write a file, whole, in place of the one that is there."""
+    write_whole(path, (json.dumps({"machine": machine, **results}, indent=1) + "\n").encode())
 
 
 def as_data(row: Row, /) -> dict[str, object]:
-    """What the JSON file says of a row."""
+    """A row for the JSON file."""
     return {
         **asdict(row.case),
         "mode": row.mode,

@@ -1,7 +1,7 @@
 """
 One step of training a small transformer: forward and backward pass, and AdamW.
 
-Its case has the heads, the length, the width and k; the other sizes are here. `torch_step` is the
+Its case has the heads, the length, the width and k; the other sizes are here. `torch_peers` has the
 same in PyTorch.
 """
 
@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from topk_np._namespace import Array
-from topk_np.bench.cases import STEP, Case, Inputs
-from topk_np.bench.runs import Runs
+from topk_np._process import one_thread
+from topk_np.bench.cases import STEP, Case, Inputs, Runs
 from topk_np.layers import BlockConfig, cross_entropy_bwd, cross_entropy_fwd
-from topk_np.schedule.threads import WorkerTeam
 from topk_np.training import adamw, adamw_init
 from topk_np.training.classifier import Classifier, classifier_bwd, classifier_fwd
 
@@ -80,7 +79,7 @@ def _runs(case: Case, attention: str) -> Runs:
 
     def step() -> tuple[float]:
         nonlocal params, state
-        with WorkerTeam(1):  # as `train` does
+        with one_thread():  # as `train` does
             logits, residuals = classifier_fwd(batch.tokens, params, model)
             loss, loss_residuals = cross_entropy_fwd(logits, batch.labels)
             grads = classifier_bwd(residuals, cross_entropy_bwd(loss_residuals, 1.0))

@@ -1,29 +1,60 @@
-"""All peers over a series of cases: who takes part, and what each took."""
+"""All peers over a series of cases: which take part, and the time and memory of each."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from time import perf_counter
+from typing import NamedTuple
 
-from topk_np.bench.alone import Alone, run_alone
+from topk_np._process import MEBI, RunFailed, Tick, interleave, peak_memory, ratio, run_alone
 from topk_np.bench.cases import ATTENTION, MODES, Case, make_inputs
-from topk_np.bench.measure import Tick, interleave, ratio
-from topk_np.bench.peers import OURS, Peer
+from topk_np.bench.peers import OURS, PEERS, Peer
 
-PROBE = 1024  # queries and keys of the run from which a first large one is foreseen
-MEBI = 2**20
+PROBE = 1024  # queries and keys of the run from which a first large one is predicted
+WARM_UP = 128  # queries and keys of the problem that loads whatever is loaded on first use
+
+
+class Alone(NamedTuple):
+    """Time and memory of one run in a process of its own."""
+
+    seconds: float
+    memory: int
+    """Bytes beyond the inputs, at the peak of the whole process."""
+
+
+def try_alone(peer: Peer, case: Case, mode: str, limit: float) -> Alone | str:
+    """Run in a new process; a sentence if that fails or takes more than `limit` seconds."""
+    try:
+        return run_alone(measure, peer.name, case, mode, limit=limit)[0]
+    except RunFailed as error:
+        return str(error)
+
+
+def measure(name: str, case: Case, mode: str) -> Alone:
+    """Run a peer in this process, once the inputs are made and a small problem was run."""
+    importlib.import_module("scipy.sparse")  # which topk_np loads when a problem is large enough
+    peer, inputs = PEERS[name], make_inputs(case)
+    run, small = peer.build(case, inputs).of(mode), case.clipped(WARM_UP)
+    peer.build(small, make_inputs(small)).of(mode)()
+    before, start = peak_memory(), perf_counter()
+    results = run()
+    seconds, after = perf_counter() - start, peak_memory()
+    del results  # only now: outputs count
+    return Alone(seconds, after - before)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one peer took for one case."""
+    """Time and memory of one peer for one case."""
 
     case: Case
     mode: str
     peer: str
     seconds: list[float] = field(repr=False)
-    """Of each round."""
+    """Seconds of each round."""
     ratio: float | None
     """Its time over that of topk_np, the median over rounds; None if that was left out."""
     memory: int
@@ -37,14 +68,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may take."""
+    """The time and memory that one run may take."""
 
     seconds: float
     memory: int
 
 
 class Entrants:
-    """Decides which peers run a case. Who leaves out a case leaves out all larger ones."""
+    """The choice of peers for a case; a peer that leaves one out leaves out all larger ones."""
 
     def __init__(self, peers: Sequence[Peer], limits: Limits, note: Callable[[str], object]):
         self._limits = limits
@@ -72,26 +103,26 @@ class Entrants:
                 self._note(f"{peer.name} left out from {describe(case, mode)} on: {taken}")
 
     def _run(self, peer: Peer, case: Case, mode: str, series: tuple[str, ...]) -> Alone | str:
-        """What `peer` takes, or why it is left out."""
+        """Time and memory of `peer`, or the reason why it is left out."""
         if series not in self._last and case.clipped(PROBE) != case:
             probe = case.clipped(PROBE)
-            taken = run_alone(peer, probe, mode, self._limits.seconds)
+            taken = try_alone(peer, probe, mode, self._limits.seconds)
             if isinstance(taken, str):
                 return taken
             self._last[series] = probe, taken
         if series in self._last:
-            foreseen, limits = foresee(peer, *self._last[series], case), self._limits
+            predicted, limits = predict(peer, *self._last[series], case), self._limits
             for size, limit, unit in (
-                (foreseen.seconds, limits.seconds, "s"),
-                (foreseen.memory / MEBI, limits.memory / MEBI, "MiB"),
+                (predicted.seconds, limits.seconds, "s"),
+                (predicted.memory / MEBI, limits.memory / MEBI, "MiB"),
             ):
                 if size > limit:
                     return f"it would take about {size:,.2f} {unit}, the limit is {limit:,g} {unit}"
-        return run_alone(peer, case, mode, self._limits.seconds)
+        return try_alone(peer, case, mode, self._limits.seconds)
 
 
-def foresee(peer: Peer, smaller: Case, taken: Alone, case: Case) -> Alone:
-    """What `case` will take, from what a smaller one took."""
+def predict(peer: Peer, smaller: Case, taken: Alone, case: Case) -> Alone:
+    """Predict the time and memory of `case` from those of a smaller one."""
     wider = case.width / smaller.width
     scores, rows = case.scores / smaller.scores, case.rows / smaller.rows
     growth = scores if peer.quadratic else max(wider, 1) * rows

@@ -1,18 +1,37 @@
-"""The peers on PyTorch; importing this module imports torch and gives it every core we use."""
+"""
+Peers on PyTorch: attention, a step of training, and a Llama of transformers with our weights.
+
+Importing this module imports torch, and gives it every core that we use.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
-from topk_np.bench.cases import ATTENTION, Case, Inputs
-from topk_np.bench.runs import Runs
+from topk_np.bench.cases import ATTENTION, Case, Inputs, Runs
+from topk_np.bench.step import (
+    CLASSES,
+    HIDDEN,
+    LAYERS,
+    LEARNING_RATE,
+    VOCABULARY,
+    WEIGHT_DECAY,
+    make_batch,
+)
+from topk_np.models import names
+from topk_np.models.family import scatter
+from topk_np.models.llama import Llama, LlamaConfig, tensor_names
 from topk_np.schedule.threads import available_cores
+from topk_np.training.trees import flatten
 
 PAPER_CHUNK = 1024  # queries, as in the paper's experiments
 GATHER_CHUNK = 256
+PLAIN = ("heads", "groups", "norm_eps", "rope_base", "rope_layout", "context")
+"""The fields of a `LlamaConfig` that the first Llama has."""
 
 torch.set_num_threads(available_cores())
 
@@ -176,3 +195,121 @@ def _add_rows(out: Tensor, indices: Tensor, weights: Tensor, rows: Tensor) -> No
     for head, (where, factors, vectors) in enumerate(zip(indices, weights, rows, strict=True)):
         terms = factors[..., None] * vectors[:, None, :]
         out[head].index_add_(0, where.reshape(-1), terms.flatten(0, 1))
+
+
+class Classifier(torch.nn.Module):  # type: ignore[misc, unused-ignore]
+    """The model of `topk_np.bench.step` in PyTorch's own modules."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.tokens = torch.nn.Embedding(VOCABULARY, case.width)
+        self.positions = torch.nn.Embedding(case.keys, case.width)
+        block = torch.nn.TransformerEncoderLayer(
+            case.width, case.heads, HIDDEN, dropout=0.0, batch_first=True, norm_first=True
+        )
+        norm = torch.nn.LayerNorm(case.width)
+        self.blocks = torch.nn.TransformerEncoder(block, LAYERS, norm, enable_nested_tensor=False)
+        self.head = torch.nn.Linear(case.width, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The logits of each class, for tokens (B, N)."""
+        rows = self.blocks(self.tokens(tokens) + self.positions.weight)
+        return self.head(rows.mean(1))
+
+
+def step(case: Case, inputs: Inputs) -> Runs:
+    """A step of training with PyTorch's fused dense attention, on one thread as ours."""
+    torch.manual_seed(0)
+    tokens, labels = map(torch.from_numpy, make_batch(case))
+    model = Classifier(case)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def one() -> tuple[float]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            optimiser.zero_grad()
+            loss: Tensor = torch.nn.functional.cross_entropy(model(tokens), labels)
+            loss.backward()
+            optimiser.step()
+        finally:
+            torch.set_num_threads(threads)
+        return (loss.item(),)
+
+    return Runs(one, one)
+
+
+class Transformers:
+    """
+    The same model, computed by transformers in float32.
+
+    Parameters
+    ----------
+    model : Llama
+        Our model.
+    threads : int
+        Threads of PyTorch in the whole process.
+
+    Raises
+    ------
+    ValueError
+        If the model has more than the first Llama: biases, windows, scaled positions and so on.
+    """
+
+    def __init__(self, model: Llama, threads: int) -> None:
+        import transformers
+
+        torch.set_num_threads(threads)
+        params, config = model.params, model.config
+        layers = params["layers"]
+        plain = LlamaConfig(*(getattr(config, name) for name in PLAIN))
+        if config != plain or flatten(layers["0"]).keys() != names.LLAMA.keys():
+            raise ValueError("the model must have no more than the first Llama for this comparison")
+        tied = "head" not in params
+        self._model = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=params["embedding"].shape[0],
+                hidden_size=params["embedding"].shape[1],
+                intermediate_size=layers["0"]["ffn"]["keys"].shape[0],
+                num_hidden_layers=len(layers),
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.groups,
+                head_dim=layers["0"]["attention"]["query"].shape[0] // config.heads,
+                max_position_embeddings=config.context,
+                rms_norm_eps=config.norm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+                tie_word_embeddings=tied,
+            )
+        ).eval()
+        tensors = scatter(params, tensor_names([], len(layers), tied=tied))
+        if config.rope_layout == "interleaved":
+            for name, tensor in tensors.items():
+                if name.endswith(("q_proj.weight", "k_proj.weight")):
+                    query = name.endswith("q_proj.weight")
+                    tensors[name] = _halves(tensor, config.heads if query else config.groups)
+        if tied:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        self._model.load_state_dict(
+            {name: torch.tensor(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
+        )
+
+    def forward(self, tokens: np.ndarray, /) -> np.ndarray:
+        """Hidden states (Q, D) of tokens (Q,), after the last norm."""
+        with torch.no_grad():
+            found = self._model.model(
+                torch.tensor(tokens[None], dtype=torch.int64), use_cache=False
+            )
+        return np.asarray(found.last_hidden_state[0].numpy())
+
+    def logits(self, tokens: np.ndarray, /) -> np.ndarray:
+        """Logits (Q, T) of what follows each of tokens (Q,)."""
+        with torch.no_grad():
+            found = self._model(torch.tensor(tokens[None], dtype=torch.int64), use_cache=False)
+        return np.asarray(found.logits[0].numpy())
+
+
+def _halves(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a query or key projection, from the interleaved to the half-split rotary layout."""
+    width = weight.shape[0] // heads
+    pairs = weight.reshape(heads, width // 2, 2, weight.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(weight.shape)

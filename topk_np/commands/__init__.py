@@ -1,4 +1,6 @@
-"""The commands, a file each: `add` describes the options, `run` does the work.
+"""
+The options of the commands: a function for each command, in a module for each kind of program.
 
-A file imports what is heavy when its command runs, so that ``--help`` is quick.
+A function adds its command to a parser. What is heavy is imported when a command runs, so that
+``--help`` is quick.
 """

@@ -1,22 +1,18 @@
-"""What the commands share: how options are read, and how a command says that it cannot run."""
+"""Helpers to declare the options of commands."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeAlias
-
-
-class CommandError(Exception):
-    """What the user should be told in one line; the exit code is 2."""
+from typing import NoReturn, TypeAlias
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells an error of use in one line."""
+    """A parser that reports a wrong use in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage that argparse would put before it."""
+        """Print one line, without the usage that argparse would put before it."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -39,7 +35,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def rate(text: str) -> float:
-    """A parser of learning rates: finite, and not negative."""
+    """A parser of learning rates, which are finite and not negative."""
     try:
         number = float(text)
     except ValueError:
@@ -47,8 +43,3 @@ def rate(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"must be finite and at least 0, got {text}")
     return number
-
-
-def read(options: argparse.Namespace) -> dict[str, Any]:
-    """What the parser read, by the names of the command's own arguments."""
-    return {name: value for name, value in vars(options).items() if name not in ("name", "run")}

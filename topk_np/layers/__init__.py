@@ -1,32 +1,38 @@
-"""Layers of networks, each a function with its backward: one file a layer."""
+"""Layers of networks and blocks of them, each a function with its backward pass."""
 
 from topk_np.layers.block_config import BlockConfig
-from topk_np.layers.cross_entropy import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
-from topk_np.layers.decoder_block import (
+from topk_np.layers.blocks import (
     DecoderBlockGrads,
+    EncoderBlockGrads,
     decoder_block,
     decoder_block_bwd,
     decoder_block_fwd,
-)
-from topk_np.layers.dropout import dropout, dropout_bwd, dropout_fwd, fold_seed
-from topk_np.layers.embedding import embedding, embedding_bwd, embedding_fwd
-from topk_np.layers.encoder_block import (
-    EncoderBlockGrads,
     encoder_block,
     encoder_block_bwd,
     encoder_block_fwd,
+    recomputed,
 )
+from topk_np.layers.cross_entropy import cross_entropy, cross_entropy_bwd, cross_entropy_fwd
+from topk_np.layers.dropout import dropout, dropout_bwd, dropout_fwd, fold_seed
+from topk_np.layers.embedding import embedding, embedding_bwd, embedding_fwd
 from topk_np.layers.feed_forward import (
     FeedForwardGrads,
     feed_forward,
     feed_forward_bwd,
     feed_forward_fwd,
 )
-from topk_np.layers.layer_norm import LayerNormGrads, layer_norm, layer_norm_bwd, layer_norm_fwd
 from topk_np.layers.linear import LinearGrads, linear, linear_bwd, linear_fwd
+from topk_np.layers.norms import (
+    LayerNormGrads,
+    RMSNormGrads,
+    layer_norm,
+    layer_norm_bwd,
+    layer_norm_fwd,
+    rms_norm,
+    rms_norm_bwd,
+    rms_norm_fwd,
+)
 from topk_np.layers.pooling import pool, pool_bwd, pool_fwd
-from topk_np.layers.recompute import recomputed
-from topk_np.layers.rms_norm import RMSNormGrads, rms_norm, rms_norm_bwd, rms_norm_fwd
 
 __all__ = [
     "BlockConfig",

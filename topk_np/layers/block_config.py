@@ -1,17 +1,18 @@
-"""How a transformer block computes: all but its parameters and its inputs."""
+"""Configuration of transformer blocks, and their parameters: made, and checked by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from topk_np._namespace import check_choice, check_number
-from topk_np.layers.initial import glorot
-from topk_np.layers.named_norm import NORMS, init_norm
-from topk_np.layers.ways import check_way
+from topk_np.layers.attention_kinds import check_kind
+from topk_np.layers.linear import glorot
+from topk_np.layers.norms import NORMS, init_norm
+from topk_np.layers.projections import MultiheadWeights
 
 PROJECTIONS = ("query", "key", "value", "out")
 
@@ -19,34 +20,34 @@ PROJECTIONS = ("query", "key", "value", "out")
 @dataclass(frozen=True)
 class BlockConfig:
     """
-    How a block attends, normalises and drops out, and what it keeps for the backward pass.
+    Configuration of a block: attention, norms, dropout, and recomputation in the backward pass.
 
     Parameters
     ----------
     heads : int, default 4
-        Heads of attention.
+        Number of attention heads.
     attention : {"dense", "chunked", "topk", "performer", "rfa"}
-        How they attend.
+        The kind of attention.
     k : int, default 16
-        Keys kept for each query, in top-k attention.
+        Number of keys kept for each query, in top-k attention.
     ffn_k : int, optional
-        Feed-forward units kept for each token; by default all.
+        Number of feed-forward units kept for each token; by default all.
     features, seed : int
-        Random features of a head in Performer and RFA, and what they are drawn from.
+        Number of random features of a head in Performer and RFA, and the seed to draw them from.
     chunk_size : int, default 64
-        Queries at once in chunked attention.
+        Number of queries at a time in chunked attention.
     recompute : bool, default False
-        Whether the backward pass makes a block's activations again instead of keeping them.
+        If True, only the inputs of a block are kept, and the backward pass recomputes the rest.
     norm : {"layer", "rms"}
         Layer norm or RMS norm.
     norm_first : bool, default True
-        Pre-norm, ``x + f(norm(x))`` for each part f of the block; else post-norm,
+        If True pre-norm, ``x + f(norm(x))`` for each part f of the block; if False post-norm,
         ``norm(x + f(x))``.
     dropout : float, default 0
-        The probability that an entry of what a part gives is dropped, before it is added to x.
+        Probability of dropping an entry of the output of a part, before it is added to x.
     attention_options, cross_options, ffn_options : mapping
-        Further options of self-attention and of attention to a context, such as `rope`, `window` or
-        `memory_budget`, and of the feed-forward layer, such as `activation`.
+        Further options of self-attention and of attention to a context, such as `rope`, `window`
+        and `memory_budget`, and of the feed-forward layer, such as `activation`.
 
     Raises
     ------
@@ -73,14 +74,14 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         """Check names and the rate of dropout; layers check the rest."""
-        check_way(self.attention)
+        check_kind(self.attention)
         check_choice("norm", self.norm, NORMS)
         if not 0 <= check_number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
     @property
     def way(self) -> dict[str, Any]:
-        """The options of multi-head attention that say how it attends."""
+        """The options of multi-head attention for this kind of attention."""
         own: dict[str, Any] = {
             "dense": {},
             "chunked": {"chunk_size": self.chunk_size},
@@ -99,26 +100,26 @@ class BlockConfig:
         gated: bool = False,
     ) -> dict[str, Any]:
         """
-        Parameters of a block to start from.
+        Make parameters of a block to start training from.
 
         Parameters
         ----------
         rng : numpy.random.Generator
-            What they are drawn from.
+            The generator that the matrices are drawn from.
         width : int
-            Features of a token.
+            Number of features of a token.
         hidden : int
-            Units of the feed-forward layer.
+            Number of units of the feed-forward layer.
         context_width : int, optional
-            Features of a row of the context that a decoder block attends to; without it these are
-            the parameters of an encoder block.
+            Number of features of a row of the context, for a decoder block; by default the
+            parameters are those of an encoder block.
         gated : bool, default False
-            Whether feed-forward units have a gate.
+            If True, feed-forward units have a gate.
 
         Returns
         -------
         nested dict of arrays
-            float32: matrices as Glorot and Bengio 2010, biases 0, weights of norms 1.
+            In float32: matrices drawn as by Glorot and Bengio 2010, biases 0, weights of norms 1.
 
         Examples
         --------
@@ -150,3 +151,35 @@ class BlockConfig:
         if gated:
             ffn["gate"] = glorot(rng, hidden, width)
         return {**params, "ffn_norm": init_norm(self.norm, width), "ffn": ffn}
+
+
+def check_block(params: Mapping[str, Any], config: BlockConfig, parts: Sequence[str], /) -> None:
+    """Check that `config` is one, and that each part and its norm have their parameters."""
+    if not isinstance(config, BlockConfig):
+        raise TypeError(f"config must be a BlockConfig, got {type(config).__name__}")
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params must be a dict of arrays, got {type(params).__name__}")
+    wanted = [name for part in parts for name in (f"{part}_norm", part)]
+    if sorted(params) != sorted(wanted):
+        raise ValueError(
+            f"params must have {', '.join(map(repr, wanted))}, "
+            f"got {', '.join(map(repr, params)) or 'none'}"
+        )
+    for part in parts:
+        norm = tuple(init_norm(config.norm, 0))
+        _check_names(f"{part}_norm", params[f"{part}_norm"], norm)
+        if part != "ffn":
+            _check_names(part, params[part], PROJECTIONS, MultiheadWeights._fields)
+
+
+def _check_names(
+    part: str, params: Mapping[str, Any], needed: Sequence[str], known: Sequence[str] | None = None
+) -> None:
+    """Check the names of the parameters of a part: all that are needed, none that is not known."""
+    known = needed if known is None else known
+    if not set(needed) <= set(params) <= set(known):
+        raise ValueError(
+            f"params[{part!r}] must have {', '.join(map(repr, needed))}"
+            f"{'' if known == needed else ', and may have their biases'}, "
+            f"got {', '.join(map(repr, params)) or 'none'}"
+        )

@@ -1,4 +1,4 @@
-"""The cross-entropy of logits and target classes, forward and backward."""
+"""Cross-entropy of logits and target classes, forward and backward."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from topk_np._namespace import (
     Array,
     array_namespace,
     cast,
-    check_device,
     check_floats,
     check_integer,
     check_ndim,
     check_number,
     compute_dtype,
-    dtype_name,
-    namespace_of,
     nbytes,
     plain,
 )
+from topk_np._vjp import output_of
 from topk_np.activations import logsumexp
 from topk_np.kernels import engine
-from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.layers.linear import as_rows, check_integers, check_residuals
 from topk_np.options.check import check_dout
 
 
 @dataclass(frozen=True, eq=False)
 class CrossEntropyResiduals:
-    """What `cross_entropy_bwd` needs: the logits, and three numbers a row."""
+    """Residuals of `cross_entropy`: the logits, and three numbers a row."""
 
     logits: Array = field(repr=False)
     targets: Array
     """(T, 1) int32, 0 where the row does not count."""
     counts: Array
-    """(T, 1) whether the row counts."""
+    """(T, 1) True where the row counts."""
     lse: Array
     """(T, 1) the log-sum-exp of the logits."""
     label_smoothing: float
@@ -46,62 +44,6 @@ class CrossEntropyResiduals:
     def nbytes(self) -> int:
         """Bytes kept beyond the inputs."""
         return nbytes(self.targets) + nbytes(self.lse) + int(math.prod(self.counts.shape))
-
-
-def cross_entropy(
-    logits: Array,
-    targets: Array,
-    /,
-    *,
-    label_smoothing: float = 0.0,
-    ignore_index: int = -100,
-) -> Array:
-    """
-    The mean of ``-log softmax(logits)[target]`` over the targets that count.
-
-    Parameters
-    ----------
-    logits : array (..., C)
-        Unnormalised log probabilities of C classes: float16, bfloat16, float32 or float64.
-    targets : integer array (...)
-        From 0 to C - 1, or `ignore_index`.
-    label_smoothing : float, default 0.0
-        The share of each target, at least 0 and at most 1, that is spread evenly over all classes.
-    ignore_index : int, default -100
-        Targets that do not count, in the mean neither.
-
-    Returns
-    -------
-    array ()
-        In the dtype that is computed in, float32 for half precision. 0 if no target counts.
-
-    Raises
-    ------
-    TypeError
-        If `logits` is not a floating array, `targets` are not integers, or they differ in library
-        or device.
-    ValueError
-        If shapes do not fit, a target is not a class, or `label_smoothing` is out of its range.
-
-    See Also
-    --------
-    cross_entropy_fwd : also returns what the backward pass needs.
-
-    Notes
-    -----
-    Time is O(T C) for T rows; nothing overflows, since the largest logit of a row is taken off.
-    Label smoothing: Szegedy et al. 2016, section 7, arXiv:1512.00567.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.layers import cross_entropy
-    >>> cross_entropy(np.zeros((2, 2)), np.array([1, -100]))  # log(2)
-    array(0.69314718)
-    """
-    return cross_entropy_fwd(
-        logits, targets, label_smoothing=label_smoothing, ignore_index=ignore_index
-    )[0]
 
 
 def cross_entropy_fwd(
@@ -113,16 +55,16 @@ def cross_entropy_fwd(
     ignore_index: int = -100,
 ) -> tuple[Array, CrossEntropyResiduals]:
     """
-    `cross_entropy`, and what its backward pass needs.
+    Cross-entropy that also returns the residuals for its backward pass.
 
     Parameters, errors and cost are those of `cross_entropy`.
 
     Returns
     -------
     loss : array ()
-        What `cross_entropy` returns.
+        The output of `cross_entropy`.
     residuals : CrossEntropyResiduals
-        The logits by reference, and three numbers a row.
+        A reference to the logits, and three numbers a row.
 
     Examples
     --------
@@ -152,6 +94,53 @@ def cross_entropy_fwd(
     return xp.asarray(total / _number(counts, total.dtype)), residuals
 
 
+@output_of(cross_entropy_fwd)
+def cross_entropy() -> Array:
+    """
+    Cross-entropy: the mean of ``-log softmax(logits)[target]`` over the targets that count.
+
+    Parameters
+    ----------
+    logits : array (..., C)
+        Unnormalised log probabilities of C classes: float16, bfloat16, float32 or float64.
+    targets : integer array (...)
+        From 0 to C - 1, or `ignore_index`.
+    label_smoothing : float, default 0.0
+        The share of each target, at least 0 and at most 1, that is spread evenly over all classes.
+    ignore_index : int, default -100
+        Marks a target that does not count: it adds nothing to the sum or the number of targets.
+
+    Returns
+    -------
+    array ()
+        In the dtype computed in, float32 for half precision; 0 if no target counts.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is not a floating array, `targets` are not integers, or they differ in library
+        or device.
+    ValueError
+        If shapes do not fit, a target is not a class, or `label_smoothing` is out of its range.
+
+    See Also
+    --------
+    cross_entropy_fwd : also returns the residuals for the backward pass.
+
+    Notes
+    -----
+    Time is O(T C) for T rows. Nothing overflows: the largest logit of a row is subtracted first.
+    Label smoothing: Szegedy et al. 2016, section 7, arXiv:1512.00567.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import cross_entropy
+    >>> cross_entropy(np.zeros((2, 2)), np.array([1, -100]))  # log(2)
+    array(0.69314718)
+    """
+
+
 def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) -> Array:
     """
     Gradient of `cross_entropy` with respect to the logits.
@@ -161,7 +150,7 @@ def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) 
     residuals : CrossEntropyResiduals
         From `cross_entropy_fwd`.
     dout : array () or float
-        Gradient with respect to the loss, in its dtype: 1.0 where it is what is minimised.
+        Gradient with respect to the loss, in its dtype; 1.0 if the loss itself is minimised.
 
     Returns
     -------
@@ -171,14 +160,15 @@ def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) 
     Raises
     ------
     TypeError
-        If `residuals` is not from `cross_entropy_fwd`, or `dout` is no number, or an array of
-        another library, device or dtype than the loss.
+        If `residuals` is not from `cross_entropy_fwd`, or `dout` is neither a number nor an
+        array of the library, device and dtype of the loss.
     ValueError
         If the shape of `dout` is not ().
 
     Notes
     -----
-    The gradient of a row is its softmax less the smoothed target, by the number of rows that count.
+    The gradient of a row is its softmax minus the smoothed target, divided by the number of rows
+    that count.
 
     Examples
     --------
@@ -214,19 +204,16 @@ def cross_entropy_bwd(residuals: CrossEntropyResiduals, dout: Array | float, /) 
 
 
 def _number(counts: Array, dtype: Any) -> Array:
-    """() how many rows count, at least 1, to be divided by; a GPU is not waited for."""
+    """() the number of rows that count, at least 1, found without waiting for a GPU."""
     xp = array_namespace(counts)
     number = xp.sum(xp.astype(counts, xp.int64))
     return xp.astype(xp.where(number == 0, 1, number), dtype)
 
 
 def _check_targets(logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array]:
-    """(T, 1) targets, 0 where they do not count, and whether they do."""
-    xp = namespace_of({"logits": logits, "targets": targets})
-    check_device("targets", targets, "logits", logits)
-    ignore_index = check_integer("ignore_index", ignore_index)
-    if "int" not in dtype_name(targets):
-        raise TypeError(f"targets must be integers, got an array of dtype {targets.dtype}")
+    """(T, 1) targets, 0 where they do not count, and (T, 1) booleans, True where they count."""
+    check_integers("targets", targets, "logits", logits)
+    ignore_index, xp = check_integer("ignore_index", ignore_index), array_namespace(logits)
     if tuple(targets.shape) != tuple(logits.shape[:-1]):
         raise ValueError(
             f"targets must have the shape of logits without its last axis, "

@@ -19,17 +19,18 @@ from topk_np._namespace import (
     plain,
     put,
 )
-from topk_np.layers.rows import as_rows, check_residuals
+from topk_np._vjp import output_of
+from topk_np.layers.linear import as_rows, check_residuals
 from topk_np.options.check import check_dout
 from topk_np.options.dropout import Dropout, make_dropout, signed, threefry
 
-DRAWN = 2**14  # random numbers made at once, which fit the cache
+DRAWN = 2**14  # random numbers made at once: they fit the cache
 LEVELS = 2**16  # a draw has 16 bits: four of them come from one number of the generator
 
 
 @dataclass(frozen=True, eq=False)
 class DropoutResiduals:
-    """What `dropout_bwd` needs: the seed, and what `dout` must be like."""
+    """Residuals of `dropout`: the rate and seed, and the shape and dtype of `x`."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -41,19 +42,46 @@ class DropoutResiduals:
         return 0
 
 
-def dropout(x: Array, /, *, rate: float, seed: int) -> Array:
+def dropout_fwd(x: Array, /, *, rate: float, seed: int) -> tuple[Array, DropoutResiduals]:
     """
-    Set entries to 0 with a probability, and divide the others by 1 - rate.
+    Dropout that also returns the residuals for its backward pass.
+
+    Parameters, errors and cost are those of `dropout`.
+
+    Returns
+    -------
+    out : array (..., D)
+        The output of `dropout`.
+    residuals : DropoutResiduals
+        The rate and the seed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import dropout_fwd
+    >>> out, residuals = dropout_fwd(np.ones(8), rate=0.5, seed=3)
+    >>> residuals.nbytes
+    0
+    """
+    check_floats({"x": x})
+    residuals = DropoutResiduals(tuple(x.shape), x.dtype, make_dropout((rate, seed)))
+    return _thin(plain(x), residuals.drop), residuals
+
+
+@output_of(dropout_fwd)
+def dropout() -> Array:
+    """
+    Dropout: set entries to 0 with probability `rate`, and divide the others by 1 - rate.
 
     Parameters
     ----------
     x : array (..., D)
         float16, bfloat16, float32 or float64; half precision is computed in float32.
     rate : float
-        The probability, at least 0 and below 1, rounded to a multiple of 2^-16.
+        Probability of dropping an entry, at least 0 and below 1, rounded to a multiple of 2^-16.
     seed : int
-        From 0 to 2^64 - 1. What is dropped depends on it and on the place of the entry alone; give
-        another one to each layer and step, as `fold_seed` makes them.
+        From 0 to 2^64 - 1. Only the seed and the position of an entry decide whether it is dropped:
+        give each layer and step a seed of its own, made by `fold_seed`.
 
     Returns
     -------
@@ -69,14 +97,14 @@ def dropout(x: Array, /, *, rate: float, seed: int) -> Array:
 
     See Also
     --------
-    dropout_fwd : also returns what the backward pass needs.
+    dropout_fwd : also returns the residuals for the backward pass.
 
     Notes
     -----
-    Nothing is stored for the backward pass, which draws again: the numbers are those of the
+    Nothing is stored for the backward pass, which draws the same numbers again: those of the
     counter-based generator Threefry-2x32-20 at (row, column). Memory beyond the output is a block
-    of rows. A dropped entry contributes nothing, even if it is NaN. Srivastava et al. 2014;
-    Salmon et al. 2011 for the generator.
+    of rows. A dropped entry contributes nothing, even if it is NaN. Dropout: Srivastava et al.
+    2014; the generator: Salmon et al. 2011.
 
     Examples
     --------
@@ -85,33 +113,6 @@ def dropout(x: Array, /, *, rate: float, seed: int) -> Array:
     >>> dropout(np.ones(8), rate=0.5, seed=3)
     array([2., 0., 0., 2., 0., 0., 2., 2.])
     """
-    return dropout_fwd(x, rate=rate, seed=seed)[0]
-
-
-def dropout_fwd(x: Array, /, *, rate: float, seed: int) -> tuple[Array, DropoutResiduals]:
-    """
-    `dropout`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `dropout`.
-
-    Returns
-    -------
-    out : array (..., D)
-        What `dropout` returns.
-    residuals : DropoutResiduals
-        The rate and the seed.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.layers import dropout_fwd
-    >>> out, residuals = dropout_fwd(np.ones(8), rate=0.5, seed=3)
-    >>> residuals.nbytes
-    0
-    """
-    check_floats({"x": x})
-    residuals = DropoutResiduals(tuple(x.shape), x.dtype, make_dropout((rate, seed)))
-    return _thin(plain(x), residuals.drop), residuals
 
 
 def dropout_bwd(residuals: DropoutResiduals, dout: Array, /) -> Array:
@@ -153,7 +154,7 @@ def dropout_bwd(residuals: DropoutResiduals, dout: Array, /) -> Array:
 
 def fold_seed(seed: int, *numbers: int) -> int:
     """
-    Make a seed of a seed and numbers, such as those of the step and the layer.
+    Make a seed from another seed and numbers, such as those of the step and the layer.
 
     Parameters
     ----------
@@ -165,7 +166,7 @@ def fold_seed(seed: int, *numbers: int) -> int:
     Returns
     -------
     int
-        From 0 to 2^64 - 1: another one for each seed and numbers, as good as random.
+        From 0 to 2^64 - 1, as good as random: each seed and each sequence of numbers gives another.
 
     Raises
     ------
@@ -194,7 +195,7 @@ def fold_seed(seed: int, *numbers: int) -> int:
 
 
 def _thin(x: Array, drop: Dropout | None) -> Array:
-    """`x` with entries dropped, and the others enlarged."""
+    """Drop entries of `x`, and enlarge the others."""
     xp = array_namespace(x)
     if drop is None:
         return xp.asarray(x, copy=True)
@@ -210,7 +211,7 @@ def _thin(x: Array, drop: Dropout | None) -> Array:
 
 
 def _kept_rows(xp: Any, seed: int, level: int, rows: Array) -> Iterator[tuple[slice, Array]]:
-    """Blocks of rows, and which of their entries a draw of 16 bits keeps."""
+    """Yield blocks of rows, and the mask of the entries that a draw of 16 bits keeps."""
     count, width = rows.shape
     counters = -(-width // 4)
     where = {"dtype": xp.int32, "device": device(rows)}

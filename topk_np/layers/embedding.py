@@ -1,4 +1,4 @@
-"""The embedding of tokens: rows of a table, forward and backward."""
+"""Embedding of tokens as rows of a table, forward and backward."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from topk_np._namespace import (
     Namespace,
     array_namespace,
     cast,
-    check_device,
     check_floats,
     compute_dtype,
-    dtype_name,
-    namespace_of,
     plain,
 )
+from topk_np._vjp import output_of
 from topk_np.kernels import engine
-from topk_np.layers.rows import as_rows, check_residuals
+from topk_np.layers.linear import as_rows, check_integers, check_residuals
 from topk_np.options.check import check_dout
 
 SCATTERED = 2**22  # entries of a matrix (tokens, T), which some engines make to add up rows
@@ -28,7 +26,7 @@ SCATTERED = 2**22  # entries of a matrix (tokens, T), which some engines make to
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingResiduals:
-    """What `embedding_bwd` needs: the inputs."""
+    """Residuals of `embedding`: its inputs."""
 
     tokens: Array = field(repr=False)
     table: Array = field(repr=False)
@@ -39,16 +37,50 @@ class EmbeddingResiduals:
         return 0
 
 
-def embedding(tokens: Array, table: Array, /) -> Array:
+def embedding_fwd(tokens: Array, table: Array, /) -> tuple[Array, EmbeddingResiduals]:
     """
-    The row of a table for each token.
+    Embedding that also returns the residuals for its backward pass.
+
+    Parameters, errors and cost are those of `embedding`.
+
+    Returns
+    -------
+    out : array (..., D)
+        The output of `embedding`.
+    residuals : EmbeddingResiduals
+        References to the inputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import embedding_fwd
+    >>> out, residuals = embedding_fwd(np.array(1), np.eye(2))
+    >>> out, residuals.nbytes
+    (array([0., 1.]), 0)
+    """
+    xp = check_floats({"table": table})
+    if table.ndim != 2:
+        raise ValueError(f"table must have shape (T, D), got {tuple(table.shape)}")
+    check_integers("tokens", tokens, "table", table)
+    _check_range(xp, tokens, table.shape[0])
+    tokens, table = plain(tokens), plain(table)
+    flat = xp.astype(xp.reshape(tokens, (math.prod(tokens.shape),)), xp.int64)
+    rows = xp.take(table, flat, axis=0)
+    out = xp.reshape(rows, (*tokens.shape, table.shape[1]))
+    return out, EmbeddingResiduals(tokens, table)
+
+
+@output_of(embedding_fwd)
+def embedding() -> Array:
+    """
+    Embedding: the row of a table for each token.
 
     Parameters
     ----------
     tokens : integer array (...)
         From 0 to T - 1.
     table : array (T, D)
-        A row for each of T tokens: float16, bfloat16, float32 or float64.
+        A row for each of T tokens, in float16, bfloat16, float32 or float64.
 
     Returns
     -------
@@ -65,7 +97,7 @@ def embedding(tokens: Array, table: Array, /) -> Array:
 
     See Also
     --------
-    embedding_fwd : also returns what the backward pass needs.
+    embedding_fwd : also returns the residuals for the backward pass.
 
     Notes
     -----
@@ -79,46 +111,13 @@ def embedding(tokens: Array, table: Array, /) -> Array:
     array([[3.],
            [1.]])
     """
-    return embedding_fwd(tokens, table)[0]
-
-
-def embedding_fwd(tokens: Array, table: Array, /) -> tuple[Array, EmbeddingResiduals]:
-    """
-    `embedding`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `embedding`.
-
-    Returns
-    -------
-    out : array (..., D)
-        What `embedding` returns.
-    residuals : EmbeddingResiduals
-        The inputs by reference and nothing else.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.layers import embedding_fwd
-    >>> out, residuals = embedding_fwd(np.array(1), np.eye(2))
-    >>> out, residuals.nbytes
-    (array([0., 1.]), 0)
-    """
-    xp = check_floats({"table": table})
-    namespace_of({"table": table, "tokens": tokens})
-    check_device("tokens", tokens, "table", table)
-    if table.ndim != 2:
-        raise ValueError(f"table must have shape (T, D), got {tuple(table.shape)}")
-    check_indices(xp, "tokens", tokens, table.shape[0])
-    tokens, table = plain(tokens), plain(table)
-    flat = xp.astype(xp.reshape(tokens, (math.prod(tokens.shape),)), xp.int64)
-    rows = xp.take(table, flat, axis=0)
-    out = xp.reshape(rows, (*tokens.shape, table.shape[1]))
-    return out, EmbeddingResiduals(tokens, table)
 
 
 def embedding_bwd(residuals: EmbeddingResiduals, dout: Array, /) -> Array:
     """
-    Gradient of `embedding` with respect to the table: a row's is the sum over where it was taken.
+    Gradient of `embedding` with respect to the table.
+
+    The gradient of a row is the sum over all places where the row was taken.
 
     Parameters
     ----------
@@ -142,7 +141,7 @@ def embedding_bwd(residuals: EmbeddingResiduals, dout: Array, /) -> Array:
 
     Notes
     -----
-    Rows are added up in the order of the tokens, so that results are the same in every run.
+    Rows are added up in the order of the tokens, so results are the same in every run.
 
     Examples
     --------
@@ -172,12 +171,10 @@ def embedding_bwd(residuals: EmbeddingResiduals, dout: Array, /) -> Array:
     return cast(xp, dtable[0, ...], table.dtype)
 
 
-def check_indices(xp: Namespace, name: str, indices: Array, size: int) -> None:
-    """Check that `indices` are integers from 0 to `size` - 1."""
-    if "int" not in dtype_name(indices):
-        raise TypeError(f"{name} must be integers, got an array of dtype {indices.dtype}")
-    if 0 in indices.shape:
+def _check_range(xp: Namespace, tokens: Array, size: int) -> None:
+    """Check that `tokens` lie in a table of that size."""
+    if 0 in tokens.shape:
         return
-    least, most = int(xp.min(indices)), int(xp.max(indices))
+    least, most = int(xp.min(tokens)), int(xp.max(tokens))
     if least < 0 or most >= size:
-        raise ValueError(f"{name} must lie in 0 .. {size - 1}, got {least} .. {most}")
+        raise ValueError(f"tokens must lie in 0 .. {size - 1}, got {least} .. {most}")

@@ -1,4 +1,4 @@
-"""The feed-forward layer of a block: all units or the k best, plain or gated, by names."""
+"""The feed-forward layer with its parameters by name: all units or the k best, plain or gated."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, check_choice
+from topk_np._vjp import output_of, residuals_on_demand
 from topk_np.ffn import (
     DenseFFNResiduals,
     FFNGrads,
     TopKFFNResiduals,
-    dense_ffn,
     dense_ffn_bwd,
     dense_ffn_fwd,
     topk_ffn,
     topk_ffn_bwd,
     topk_ffn_fwd,
 )
-from topk_np.layers.rows import check_residuals
+from topk_np.layers.linear import check_residuals
 from topk_np.options.check import SELECTS
 
 
 class FeedForwardGrads(NamedTuple):
-    """Gradients of a feed-forward layer, those of the parameters by their names."""
+    """Gradients of a feed-forward layer, those of the parameters by name."""
 
     x: Array
     params: dict[str, Array]
 
 
-def feed_forward(
+@residuals_on_demand
+def feed_forward_fwd(
+    keep: bool,
     x: Array,
     params: Mapping[str, Array],
     /,
@@ -36,24 +38,57 @@ def feed_forward(
     k: int | None = None,
     select: str = "score",
     **options: Any,
-) -> Array:
+) -> tuple[Array, TopKFFNResiduals | DenseFFNResiduals | None]:
     """
-    All units of a feed-forward layer, or the k best for each token.
+    Feed-forward layer that also returns the residuals for its backward pass.
+
+    Parameters, errors and cost are those of `feed_forward`.
+
+    Returns
+    -------
+    out : array (..., V)
+        The output of `feed_forward`.
+    residuals : TopKFFNResiduals or DenseFFNResiduals
+        Those of `topk_ffn_fwd`, or of `dense_ffn_fwd` if `k` is None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import feed_forward_fwd
+    >>> params = {"keys": np.eye(4), "values": np.eye(4)}
+    >>> out, residuals = feed_forward_fwd(np.eye(4), params, k=1)
+    >>> residuals.indices.tolist()
+    [[0], [1], [2], [3]]
+    """
+    check_choice("select", select, SELECTS)
+    keys, values, others = _named(params)
+    if k is None:
+        return dense_ffn_fwd(x, keys, values, **others, **options)
+    options |= {"k": k, "select": select}
+    if keep:
+        return topk_ffn_fwd(x, keys, values, **others, **options)
+    return topk_ffn(x, keys, values, **others, **options), None
+
+
+@output_of(feed_forward_fwd)
+def feed_forward() -> Array:
+    """
+    Feed-forward layer with all of its units, or with the k best for each token.
 
     Parameters
     ----------
     x : array (..., D)
         Tokens.
     params : dict of arrays
-        "keys" (F, D) and "values" (F, V); where there are such, "key_bias" (F,), "value_bias" (V,),
-        and the "gate" (F, D) of gated units.
+        "keys" (F, D) and "values" (F, V), and optionally "key_bias" (F,), "value_bias" (V,), and
+        the "gate" (F, D) of gated units.
     k : int, optional
-        Units to keep for each token; by default all.
+        Number of units to keep for each token; by default all.
     select : {"score", "activation"}
-        What the k best are best in, as in `topk_ffn`.
+        The quantity that ranks the units, as in `topk_ffn`.
     **options
-        The others of `topk_ffn` and `dense_ffn`: `activation`, `chunk_size`, `memory_budget`,
-        `workers`.
+        The other options of `topk_ffn` and `dense_ffn`: `activation`, `chunk_size`,
+        `memory_budget` and `workers`.
 
     Returns
     -------
@@ -67,7 +102,7 @@ def feed_forward(
 
     See Also
     --------
-    topk_np.topk_ffn, topk_np.dense_ffn : the same with the arrays one by one.
+    topk_np.topk_ffn, topk_np.dense_ffn : the same with one argument for each array.
 
     Examples
     --------
@@ -77,46 +112,6 @@ def feed_forward(
     >>> feed_forward(np.array([[2.0, 1.0]]), params, activation="silu").round(2)
     array([[5.72, 2.86]])
     """
-    keys, values, others = _named(params, select)
-    if k is None:
-        return dense_ffn(x, keys, values, **others, **options)
-    return topk_ffn(x, keys, values, k=k, select=select, **others, **options)
-
-
-def feed_forward_fwd(
-    x: Array,
-    params: Mapping[str, Array],
-    /,
-    *,
-    k: int | None = None,
-    select: str = "score",
-    **options: Any,
-) -> tuple[Array, TopKFFNResiduals | DenseFFNResiduals]:
-    """
-    `feed_forward`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `feed_forward`.
-
-    Returns
-    -------
-    out : array (..., V)
-        What `feed_forward` returns.
-    residuals : TopKFFNResiduals or DenseFFNResiduals
-        Those of `topk_ffn_fwd`, or without `k` of `dense_ffn_fwd`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.layers import feed_forward_fwd
-    >>> params = {"keys": np.eye(4), "values": np.eye(4)}
-    >>> out, residuals = feed_forward_fwd(np.eye(4), params, k=1)
-    >>> residuals.indices.tolist()
-    [[0], [1], [2], [3]]
-    """
-    keys, values, others = _named(params, select)
-    if k is None:
-        return dense_ffn_fwd(x, keys, values, **others, **options)
-    return topk_ffn_fwd(x, keys, values, k=k, select=select, **others, **options)
 
 
 def feed_forward_bwd(
@@ -163,9 +158,8 @@ def feed_forward_bwd(
     return FeedForwardGrads(named.pop("x"), named)
 
 
-def _named(params: Mapping[str, Array], select: str) -> tuple[Array, Array, dict[str, Array]]:
-    """Keys, values, and whatever else there is, checked as `select` is."""
-    check_choice("select", select, SELECTS)
+def _named(params: Mapping[str, Array]) -> tuple[Array, Array, dict[str, Array]]:
+    """Check the names of the parameters, and return keys, values, and the others by name."""
     missing = [name for name in ("keys", "values") if name not in params]
     wrong = [name for name in params if name not in FFNGrads._fields[1:]]
     if missing or wrong:

@@ -1,34 +1,42 @@
-"""Multi-head attention with its projections, forward and backward, in any of five ways."""
+"""Multi-head attention with its projections, forward and backward, of any kind."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from topk_np._namespace import Array, array_namespace, cast, nbytes
-from topk_np.layers.affine import affine, affine_bwd
-from topk_np.layers.grouping import bias_shape, group_options
-from topk_np.layers.heads import merge_heads, split_heads
+from topk_np._vjp import output_of, residuals_on_demand
+from topk_np.layers.attention_kinds import (
+    AttentionResiduals,
+    attend_bwd,
+    bias_shape,
+    choose_kind,
+    group_options,
+)
+from topk_np.layers.linear import affine, affine_bwd, check_residuals
 from topk_np.layers.projections import (
     MultiheadGrads,
     MultiheadWeights,
     Projections,
     check_multihead,
+    merge_heads,
+    split_heads,
 )
 from topk_np.layers.rope import Rope
-from topk_np.layers.ways import AttentionResiduals, attend_bwd, choose
 from topk_np.options.check import check_dout
 
 
 @dataclass(frozen=True, eq=False)
 class MultiheadResiduals:
-    """What `multihead_attention_bwd` needs: the inputs, the projections, and what was attended."""
+    """Residuals of multi-head attention: inputs, projections, and those of the attention."""
 
     inputs: Projections = field(repr=False)
     attention: AttentionResiduals
     """Those of the attention, whose query, key and value are the projections."""
     attended: Array = field(repr=False)
-    """(..., Q, H V) what goes into the last projection."""
+    """(..., Q, H V) the input of the output projection."""
     bias_shape: tuple[int, ...] = ()
     """The shape in which the bias was given."""
 
@@ -43,7 +51,9 @@ class MultiheadResiduals:
         return self.attention.nbytes + sum(nbytes(array) for array in kept)
 
 
-def multihead_attention(
+@residuals_on_demand
+def multihead_attention_fwd(
+    keep: bool,
     x: Array,
     weights: MultiheadWeights,
     context: Array | None = None,
@@ -56,12 +66,49 @@ def multihead_attention(
     query_positions: int | Array | None = None,
     key_positions: int | Array | None = None,
     **options: Any,
-) -> Array:
+) -> tuple[Array, MultiheadResiduals | None]:
     """
-    Multi-head attention: project, attend in every head, put the heads together, project back.
+    Multi-head attention that also returns the residuals for its backward pass.
 
-    Self-attention over `x`, or cross-attention from `x` to `context`. Grouped and multi-query heads
-    follow from the shapes: the key and value heads may be fewer than the query heads.
+    Parameters, errors and cost are those of `multihead_attention`.
+
+    Returns
+    -------
+    out : array (..., Q, E_out)
+        The output of `multihead_attention`.
+    residuals : MultiheadResiduals
+        The projections, the input of the last of them, and the residuals of the attention.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import MultiheadWeights, multihead_attention_fwd
+    >>> weights = MultiheadWeights(*[np.eye(4)] * 4)
+    >>> out, residuals = multihead_attention_fwd(np.eye(4), weights, heads=2, k=1)
+    >>> residuals.attention.indices.shape  # groups, heads of a group, queries, kept keys
+    (2, 1, 4, 1)
+    """
+    # 1 query, key, value = projections of x and context, split into heads, turned
+    # 2 attended = attention(query, key, value)
+    # 3 out = projection of attended, merged
+    inputs = check_multihead(
+        x, weights, context, heads, rope, query_positions, key_positions, options
+    )
+    kind, own = choose_kind(attention, k, group_options(options, inputs.heads, inputs.groups))
+
+    def attend(*arrays: Array) -> tuple[Array, Any]:
+        return kind.fwd(*arrays, **own) if keep else (kind.attend(*arrays, **own), None)
+
+    return attend_fwd(inputs, inputs.project(), attend, bias_shape(options))
+
+
+@output_of(multihead_attention_fwd)
+def multihead_attention() -> Array:
+    """
+    Multi-head attention: project, attend in every head, merge the heads, project back.
+
+    It is self-attention over `x`, or cross-attention from `x` to `context`. Grouped and multi-query
+    heads follow from the shapes: there may be fewer key and value heads than query heads.
 
     Parameters
     ----------
@@ -70,27 +117,27 @@ def multihead_attention(
     weights : MultiheadWeights
         Projections (out, in) and optional biases, of the library, device and dtype of `x`.
     context : array (..., N, E_kv), optional
-        What keys and values are projected from, by default `x`; leading axes broadcast.
+        The rows that keys and values are projected from, by default `x`; leading axes broadcast.
     heads : int
         Query heads H. The number of key heads follows from `weights` and must divide it.
     attention : {"dense", "chunked", "topk", "performer", "rfa"}, optional
-        How every head attends: to all keys, the same in chunks of queries (1,024 of them, as in the
-        paper, unless `chunk_size` or `memory_budget` is given), to its k best keys, or by the
-        estimates of `topk_np.baselines`. By default "topk" with `k` or `p`, else "dense".
+        The kind of attention of every head: to all keys, the same in chunks of queries (1,024, as
+        in the paper, unless `chunk_size` or `memory_budget` is given), to its k best keys, or one
+        of the estimates of `topk_np.baselines`. By default "topk" with `k` or `p`, else "dense".
     k : int, optional
-        Keys to keep for each query of each head, in top-k attention.
+        Number of keys to keep for each query of each head, in top-k attention.
     rope : Rope, optional
-        Turn queries and keys by their positions; not by default.
+        Rotary embedding of queries and keys by their positions; by default none.
     query_positions : int or int array (..., Q), optional
-        Positions for `rope`, or the first one; by default `query_offset`, or 0 without.
+        Positions for `rope`, or the first of them; by default `query_offset`, or 0 without it.
     key_positions : int or int array (..., N), optional
-        Those of the keys; by default `query_positions` in self-attention, else 0.
+        Those of the keys; by default `query_positions` in self-attention, and 0 otherwise.
     **options
-        Those of the attention function, but for `return_lse`: `topk_attention`, where `p` with
-        `max_k` may stand instead of `k`, `dense_attention`, or one of `topk_np.baselines`. Arrays
-        for `mask` and `bias` broadcast to (..., H, Q, N), the slopes of an `ALiBi` and the columns
-        of a `T5Bias` are those of the H heads; `query_offset`, `query_lengths` and `key_lengths`
-        are over the leading axes of `x`, without the heads.
+        Those of the attention function except `return_lse`: of `topk_attention`, which also takes
+        `p` with `max_k` in place of `k`, of `dense_attention`, or of one of `topk_np.baselines`.
+        Arrays for `mask` and `bias` broadcast to (..., H, Q, N), and an `ALiBi` has a slope and a
+        `T5Bias` a column for each of the H heads. `query_offset`, `query_lengths` and
+        `key_lengths` are over the leading axes of `x`, without the heads.
 
     Returns
     -------
@@ -108,7 +155,7 @@ def multihead_attention(
 
     See Also
     --------
-    multihead_attention_fwd : also returns what the backward pass needs.
+    multihead_attention_fwd : also returns the residuals for the backward pass.
 
     Notes
     -----
@@ -127,62 +174,6 @@ def multihead_attention(
     >>> multihead_attention(x, weights, heads=4, k=3, is_causal=True, rope=Rope()).shape
     (10, 6)
     """
-    inputs = check_multihead(
-        x, weights, context, heads, rope, query_positions, key_positions, options
-    )
-    query, key, value = inputs.project()
-    way, own = choose(attention, k, group_options(options, inputs.heads, inputs.groups))
-    out = way.attend(query, key, value, **own)
-    return affine(merge_heads(out, grouped=True), weights.out, weights.out_bias)
-
-
-def multihead_attention_fwd(
-    x: Array,
-    weights: MultiheadWeights,
-    context: Array | None = None,
-    /,
-    *,
-    heads: int,
-    attention: str | None = None,
-    k: int | None = None,
-    rope: Rope | None = None,
-    query_positions: int | Array | None = None,
-    key_positions: int | Array | None = None,
-    **options: Any,
-) -> tuple[Array, MultiheadResiduals]:
-    """
-    `multihead_attention`, and what its backward pass needs.
-
-    Parameters, errors and cost are those of `multihead_attention`.
-
-    Returns
-    -------
-    out : array (..., Q, E_out)
-        What `multihead_attention` returns.
-    residuals : MultiheadResiduals
-        The projections, what was attended, and the residuals of the attention.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np import MultiheadWeights, multihead_attention_fwd
-    >>> weights = MultiheadWeights(*[np.eye(4)] * 4)
-    >>> out, residuals = multihead_attention_fwd(np.eye(4), weights, heads=2, k=1)
-    >>> residuals.attention.indices.shape  # groups, heads of a group, queries, kept keys
-    (2, 1, 4, 1)
-    """
-    # 1 query, key, value = projections of x and context, split into heads, turned
-    # 2 attended = attention(query, key, value)
-    # 3 out = projection of attended, merged
-    inputs = check_multihead(
-        x, weights, context, heads, rope, query_positions, key_positions, options
-    )
-    query, key, value = inputs.project()
-    way, own = choose(attention, k, group_options(options, inputs.heads, inputs.groups))
-    attended, residuals = way.fwd(query, key, value, **own)
-    attended = merge_heads(attended, grouped=True)
-    out = affine(attended, weights.out, weights.out_bias)
-    return out, MultiheadResiduals(inputs, residuals, attended, bias_shape(options))
 
 
 def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> MultiheadGrads:
@@ -200,7 +191,7 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
     -------
     MultiheadGrads
         Gradients of x, of the weights as a `MultiheadWeights`, of the context, and of the bias as
-        in `topk_attention_bwd`.
+        `topk_attention_bwd` returns it.
 
     Raises
     ------
@@ -223,10 +214,7 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
     >>> multihead_attention_bwd(residuals, np.ones_like(out)).weights.out[0]
     array([3., 1., 1., 1.])
     """
-    if not isinstance(residuals, MultiheadResiduals):
-        raise TypeError(
-            "residuals must come from multihead_attention_fwd, got " + type(residuals).__name__
-        )
+    check_residuals(residuals, MultiheadResiduals, "multihead_attention_fwd")
     inputs, attended, attention = residuals.inputs, residuals.attended, residuals.attention
     w = inputs.weights
     dout = check_dout(inputs.x, (*attended.shape[:-1], w.out.shape[0]), dout)
@@ -238,7 +226,21 @@ def multihead_attention_bwd(residuals: MultiheadResiduals, dout: Array, /) -> Mu
     grads = attend_bwd(attention, dattended)
     # 1
     made = inputs.project_bwd(grads.query, grads.key, grads.value)
-    bias = getattr(grads, "bias", None)  # a random feature has none
+    bias = getattr(grads, "bias", None)  # attention with random features has none
     if bias is not None:
         bias = array_namespace(bias).reshape(bias, residuals.bias_shape)
     return made._replace(weights=made.weights._replace(out=dweight, out_bias=dbias), bias=bias)
+
+
+def attend_fwd(
+    inputs: Projections,
+    projected: tuple[Array, Array, Array],
+    attend: Callable[..., tuple[Array, Any]],
+    bias_shape: tuple[int, ...] = (),
+) -> tuple[Array, MultiheadResiduals]:
+    """Steps 2 and 3 of `multihead_attention_fwd`: attend, merge the heads and project back."""
+    # 2, 3
+    attended, residuals = attend(*projected)
+    attended = merge_heads(attended, grouped=True)
+    out = affine(attended, inputs.weights.out, inputs.weights.out_bias)
+    return out, MultiheadResiduals(inputs, residuals, attended, bias_shape)

@@ -1,4 +1,4 @@
-"""One row of a sequence: the mean over its positions, or the first; forward and backward."""
+"""Pooling of a sequence to one row, its mean or its first, forward and backward."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from topk_np._namespace import (
     nbytes,
     plain,
 )
-from topk_np.layers.rows import check_residuals
+from topk_np._vjp import output_of
+from topk_np.layers.linear import check_residuals
 from topk_np.options.check import check_dout
 
 
 @dataclass(frozen=True, eq=False)
 class PoolResiduals:
-    """What `pool_bwd` needs: the weight of each position, and what `dout` must be like."""
+    """Residuals of `pool`: the weight of each position, and the shape and dtype of `x`."""
 
     shape: tuple[int, ...]
-    """Of `x`."""
     dtype: Any
     weights: Array = field(repr=False)
     """(..., N, 1)"""
@@ -43,60 +43,18 @@ class PoolResiduals:
         return nbytes(self.weights)
 
 
-def pool(
-    x: Array, /, *, mask: Array | None = None, how: Literal["mean", "first"] = "mean"
-) -> Array:
-    """
-    Make one row of a sequence: the mean over the allowed positions, or the first of them.
-
-    Parameters
-    ----------
-    x : array (..., N, D)
-        float16, bfloat16, float32 or float64; half precision is computed in float32.
-    mask : bool array (..., N), optional
-        True where a position is allowed; broadcasts. All are by default. One that is not allowed
-        contributes nothing, even if it is NaN.
-    how : {"mean", "first"}
-        Which.
-
-    Returns
-    -------
-    array (..., D)
-        In the dtype, library and device of `x`; 0 where no position is allowed.
-
-    Raises
-    ------
-    TypeError
-        If `x` is not a floating array, or `mask` not a boolean one of its library and device.
-    ValueError
-        If shapes do not fit, or `how` is unknown.
-
-    See Also
-    --------
-    pool_fwd : also returns what the backward pass needs.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from topk_np.layers import pool
-    >>> pool(np.array([[1.0], [3.0], [9.0]]), mask=np.array([True, True, False]))
-    array([2.])
-    """
-    return pool_fwd(x, mask=mask, how=how)[0]
-
-
 def pool_fwd(
     x: Array, /, *, mask: Array | None = None, how: Literal["mean", "first"] = "mean"
 ) -> tuple[Array, PoolResiduals]:
     """
-    `pool`, and what its backward pass needs.
+    Pooling that also returns the residuals for its backward pass.
 
     Parameters, errors and cost are those of `pool`.
 
     Returns
     -------
     out : array (..., D)
-        What `pool` returns.
+        The output of `pool`.
     residuals : PoolResiduals
         The weight of each position.
 
@@ -130,6 +88,46 @@ def pool_fwd(
     kept = xp.where(mask[..., None], cast(xp, x, dtype), 0.0)
     out = xp.sum(kept * weights, axis=-2)
     return cast(xp, out, x.dtype), PoolResiduals(tuple(x.shape), x.dtype, weights)
+
+
+@output_of(pool_fwd)
+def pool() -> Array:
+    """
+    Pool a sequence to one row: the mean over the allowed positions, or the first of them.
+
+    Parameters
+    ----------
+    x : array (..., N, D)
+        float16, bfloat16, float32 or float64; half precision is computed in float32.
+    mask : bool array (..., N), optional
+        True where a position is allowed; broadcasts. By default all are. Any other position
+        contributes nothing, even if it is NaN.
+    how : {"mean", "first"}
+        The mean, or the first allowed position.
+
+    Returns
+    -------
+    array (..., D)
+        In the dtype, library and device of `x`; 0 where no position is allowed.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not a floating array, or `mask` not a boolean one of its library and device.
+    ValueError
+        If shapes do not fit, or `how` is unknown.
+
+    See Also
+    --------
+    pool_fwd : also returns the residuals for the backward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np.layers import pool
+    >>> pool(np.array([[1.0], [3.0], [9.0]]), mask=np.array([True, True, False]))
+    array([2.])
+    """
 
 
 def pool_bwd(residuals: PoolResiduals, dout: Array, /) -> Array:

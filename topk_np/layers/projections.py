@@ -1,4 +1,4 @@
-"""The projections of multi-head attention: checked, split into heads, turned, and undone."""
+"""The projections of multi-head attention, into heads and back, and the checks of its inputs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from topk_np._namespace import (
     Array,
     array_namespace,
     cast,
+    check_flag,
     check_floats,
     check_integer,
     check_ndim,
@@ -18,17 +19,16 @@ from topk_np._namespace import (
     compute_dtype,
     plain,
 )
-from topk_np.layers.affine import affine, affine_bwd
-from topk_np.layers.heads import merge_heads, split_heads
+from topk_np.layers.linear import affine, affine_bwd, check_vector
 from topk_np.layers.rope import Rope, Rotation, check_positions, check_rope
 
 
 class MultiheadWeights(NamedTuple):
     """
-    Projections (out, in), as checkpoints store them, and their biases (out,).
+    Weights of multi-head attention: matrices (out, in), as checkpoints store them, and biases.
 
-    H heads of width W; G groups of H/G heads share a key and a value head: G = H for plain heads,
-    G = 1 for multi-query attention. G follows from the rows of `key`.
+    There are H heads of width W in G groups; the H/G heads of a group share a key and a value head.
+    G follows from the rows of `key`: it is H for plain heads, and 1 for multi-query attention.
     """
 
     query: Array
@@ -51,14 +51,14 @@ class MultiheadGrads(NamedTuple):
     x: Array
     weights: MultiheadWeights
     context: Array | None = None
-    """None: no context was given."""
+    """None if no context was given."""
     bias: Array | None = None
     """As `AttentionGrads.bias`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """The arrays given, checked, and how they are made into queries, keys and values."""
+    """The checked inputs of multi-head attention, from which query, key and value are made."""
 
     x: Array
     weights: MultiheadWeights
@@ -69,7 +69,7 @@ class Projections:
     key_rotation: Rotation | None
 
     def project(self) -> tuple[Array, Array, Array]:
-        """Query (..., G, H/G, Q, W), key (..., G, 1, N, W) and value (..., G, 1, N, V)."""
+        """Make query (..., G, H/G, Q, W), key (..., G, 1, N, W) and value (..., G, 1, N, V)."""
         w, source = self.weights, self.x if self.context is None else self.context
         query = self._split(affine(self.x, w.query, w.query_bias), self.heads)
         key = self._split(affine(source, w.key, w.key_bias), self.groups)
@@ -79,7 +79,7 @@ class Projections:
         return query, key, value
 
     def project_bwd(self, dquery: Array, dkey: Array, dvalue: Array) -> MultiheadGrads:
-        """Gradients of `project`; those of the last projection are None."""
+        """Gradients of `project`; those of the output projection are None."""
         xp = array_namespace(self.x)
         w, source = self.weights, self.x if self.context is None else self.context
         if self.query_rotation is not None and self.key_rotation is not None:
@@ -111,7 +111,7 @@ def check_multihead(
     key_positions: int | Array | None,
     options: dict[str, Any],
 ) -> Projections:
-    """The inputs and options of multi-head attention, checked as far as attention does not."""
+    """Check the inputs of multi-head attention, and the options that attention does not check."""
     if not isinstance(weights, MultiheadWeights):
         raise TypeError(f"weights must be a MultiheadWeights, got {type(weights).__name__}")
     named = {f"weights.{name}": array for name, array in weights._asdict().items()}
@@ -128,10 +128,7 @@ def check_multihead(
                 f"{name} must be a matrix (out, in), not empty, got {tuple(matrix.shape)}"
             )
         bias = biases[f"{name}_bias"]
-        if bias is not None and tuple(bias.shape) != tuple(matrix.shape[:1]):
-            raise ValueError(
-                f"{name}_bias must have shape {tuple(matrix.shape[:1])}, got {tuple(bias.shape)}"
-            )
+        check_vector(f"{name}_bias", bias, f"the rows of {name}", matrix.shape[0])
     check_same("weights.query's last axis", weights.query.shape[1], "that of x", x.shape[-1])
     for name in ("key", "value"):
         got = getattr(weights, name).shape[1]
@@ -156,7 +153,7 @@ def check_multihead(
     check_rope(rope, width)
 
     def rotation(name: str, positions: int | Array, of: Array) -> Rotation:
-        """The rotation of rows (..., Q), with axes for the groups and their heads."""
+        """The rotation of rows (..., Q), with axes for groups and their heads."""
         at = check_positions(name, positions, of, tuple(of.shape[:-1]))
         return Rotation.at(at[..., None, None, :], rope, width, compute_dtype(xp, x))
 
@@ -182,6 +179,105 @@ def check_multihead(
 
 
 def _divided(name: str, rows: int, what: str, by: int) -> int:
+    """Divide a number of rows, which has to be a multiple."""
     if rows % by:
         raise ValueError(f"{name} must have a multiple of {what}, {by}, as rows, got {rows}")
     return rows // by
+
+
+def split_heads(x: Array, heads: int, /, *, groups: int | None = None) -> Array:
+    """
+    Cut the features of each row into heads.
+
+    Parameters
+    ----------
+    x : array (..., Q, H W)
+        Rows, in which the W features of a head lie together.
+    heads : int
+        Number of heads H.
+    groups : int, optional
+        Number G of groups of consecutive heads that share a key and value; they get an axis of
+        their own.
+
+    Returns
+    -------
+    array (..., H, Q, W), or (..., G, H/G, Q, W) with `groups`
+        With `groups` a key (..., G, 1, N, W) broadcasts to the heads of its group.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array, or `heads` or `groups` is not an integer.
+    ValueError
+        If `groups` does not divide `heads`, or `heads` does not divide the features.
+
+    Notes
+    -----
+    Nothing is copied where the library has views.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import split_heads
+    >>> split_heads(np.arange(8).reshape(2, 4), 2)
+    array([[[0, 1],
+            [4, 5]],
+    <BLANKLINE>
+           [[2, 3],
+            [6, 7]]])
+    """
+    xp = array_namespace(x)
+    check_ndim("x", x, 2, "(..., Q, H W)")
+    heads = check_integer("heads", heads, least=1)
+    *lead, features = x.shape
+    if features % heads:
+        raise ValueError(f"heads must divide the {features} features of x, got {heads}")
+    if groups is None:
+        return xp.moveaxis(xp.reshape(x, (*lead, heads, features // heads)), -2, -3)
+    if heads % check_integer("groups", groups, least=1):
+        raise ValueError(f"groups must divide the {heads} heads, got {groups}")
+    split = xp.reshape(x, (*lead, groups, heads // groups, features // heads))
+    return xp.moveaxis(split, -4, -2)
+
+
+def merge_heads(x: Array, /, *, grouped: bool = False) -> Array:
+    """
+    Put the features of all heads side by side: the inverse of `split_heads`.
+
+    Parameters
+    ----------
+    x : array (..., H, Q, W), or (..., G, H/G, Q, W) where `grouped`
+        The output of each head for each row.
+    grouped : bool, default False
+        True if the groups of heads have an axis of their own.
+
+    Returns
+    -------
+    array (..., Q, H W)
+        Rows.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not an array or `grouped` is not a bool.
+    ValueError
+        If `x` has too few axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from topk_np import merge_heads, split_heads
+    >>> merge_heads(split_heads(np.arange(8).reshape(2, 4), 2))
+    array([[0, 1, 2, 3],
+           [4, 5, 6, 7]])
+    """
+    xp = array_namespace(x)
+    if check_flag("grouped", grouped):
+        check_ndim("x", x, 4, "(..., G, H/G, Q, W)")
+        rows = xp.moveaxis(x, -2, -4)
+        *lead, groups, heads, width = rows.shape
+        return xp.reshape(rows, (*lead, groups * heads * width))
+    check_ndim("x", x, 3, "(..., H, Q, W)")
+    rows = xp.moveaxis(x, -2, -3)
+    *lead, heads, width = rows.shape
+    return xp.reshape(rows, (*lead, heads * width))

@@ -1,9 +1,9 @@
 """
 Rotary position embedding: feature pairs turned by angles that grow with the position.
 
-A rotation keeps lengths, and two of them differ by the difference of their positions, so scores
-depend on relative positions only. Su et al., *RoFormer: Enhanced Transformer with Rotary Position
-Embedding*, 2021, section 3.2, arXiv:2104.09864.
+A rotation keeps lengths, and the rotations at two positions differ only by the distance between
+them, so scores depend on relative positions only. Su et al., *RoFormer: Enhanced Transformer with
+Rotary Position Embedding*, 2021, section 3.2, arXiv:2104.09864.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import (
     Array,
     array_namespace,
     cast,
+    check_broadcasts,
     check_choice,
-    check_device,
     check_floats,
     check_integer,
     check_ndim,
     check_number,
     compute_dtype,
-    dtype_name,
-    namespace_of,
     plain,
 )
+from topk_np.layers.linear import check_integers
 
 RopeLayout = Literal["half", "interleaved"]
 
@@ -36,17 +34,19 @@ RopeLayout = Literal["half", "interleaved"]
 @dataclass(frozen=True)
 class Rope:
     """
-    How features are turned by position.
+    Settings of the rotary embedding: how fast positions turn which features.
 
     Attributes
     ----------
     base : float
-        Base of the wavelengths: pair i turns by ``base ** (-2 i / width)`` a position.
+        Base of the wavelengths: from one position to the next pair i turns by
+        ``base ** (-2 i / width)``.
     layout : {"half", "interleaved"}
-        Which two features form pair i: i and i + width / 2 (Llama, GPT-NeoX), or 2 i and 2 i + 1
+        The two features of pair i: i and i + width / 2 (Llama, GPT-NeoX), or 2 i and 2 i + 1
         (RoFormer, GPT-J).
     width : int, optional
-        Features to turn, an even number, at least 2; the others stay as they are. All by default.
+        Number of features to turn, even and at least 2; the others stay as they are. By default
+        all are turned.
     """
 
     base: float = 10_000.0
@@ -64,7 +64,7 @@ class Rope:
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """The angles of some positions, each part (..., Q, width / 2), and which pairs they turn."""
+    """The angles of some positions as cosine and sine (..., Q, width / 2), and the layout."""
 
     cosine: Array
     sine: Array
@@ -72,7 +72,7 @@ class Rotation:
 
     @classmethod
     def at(cls, positions: Array, rope: Rope, width: int, dtype: Any) -> Rotation:
-        """Angles in `dtype` of integer positions (..., Q), computed in float64."""
+        """The angles of integer positions (..., Q), computed in float64 and rounded to `dtype`."""
         xp = array_namespace(positions)
         half = rope_width(rope, width) // 2
         pair = xp.arange(half, dtype=xp.float64, device=device(positions))
@@ -84,7 +84,7 @@ class Rotation:
         return self._turn(x, self.sine)
 
     def turn_back(self, dout: Array) -> Array:
-        """The transpose of `turn`, which is its inverse."""
+        """Turn the pairs back: the transpose of `turn`, and its inverse."""
         return self._turn(dout, -self.sine)
 
     def _turn(self, x: Array, sine: Array) -> Array:
@@ -111,11 +111,11 @@ def rotary_embedding(x: Array, rope: Rope, /, *, positions: int | Array = 0) -> 
     Parameters
     ----------
     x : array (..., Q, W)
-        Queries or keys, float16, bfloat16, float32 or float64.
+        Queries or keys, in float16, bfloat16, float32 or float64.
     rope : Rope
         Base, layout and width.
     positions : int or int array (..., Q), default 0
-        The first row's position, or one for each row; leading axes broadcast to those of `x`.
+        Position of the first row, or one a row; leading axes broadcast to those of `x`.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def rotary_embedding(x: Array, rope: Rope, /, *, positions: int | Array = 0) -> 
 
 def rotary_embedding_bwd(dout: Array, rope: Rope, /, *, positions: int | Array = 0) -> Array:
     """
-    Gradient of `rotary_embedding`: the rotation back, since it is linear and orthogonal.
+    Gradient of `rotary_embedding`: the rotation by the opposite angles, which is its transpose.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def rotary_embedding_bwd(dout: Array, rope: Rope, /, *, positions: int | Array =
 
 
 def check_rope(rope: Rope, width: int) -> None:
-    """Check that `rope` is one that can turn rows of `width` features."""
+    """Check that `rope` is a `Rope` that can turn rows of `width` features."""
     if not isinstance(rope, Rope):
         raise TypeError(f"rope must be a Rope, got {type(rope).__name__}")
     turned = rope_width(rope, width)
@@ -192,31 +192,23 @@ def check_rope(rope: Rope, width: int) -> None:
 
 
 def rope_width(rope: Rope, width: int) -> int:
-    """How many of `width` features are turned."""
+    """The number of features that are turned, of `width`."""
     return width if rope.width is None else rope.width
 
 
 def check_positions(name: str, positions: Any, x: Array, rows: tuple[int, ...]) -> Array:
-    """Integer positions that broadcast to `rows` (..., Q), those of `x`; an int is the first."""
+    """Check positions of the rows (..., Q) of `x`, or the first, and return them as an array."""
     xp = array_namespace(x)
     if getattr(positions, "shape", ()) == ():
         first = check_integer(name, positions)
         return xp.arange(first, first + rows[-1], dtype=xp.int64, device=device(x))
-    namespace_of({"x": x, name: positions})
-    check_device(name, positions, "x", x)
-    if "int" not in dtype_name(positions):
-        raise TypeError(f"{name} must be integers, got an array of dtype {positions.dtype}")
-    shape = tuple(positions.shape)
-    try:
-        fits = np.broadcast_shapes(shape, rows) == rows
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(f"{name} must broadcast to (..., Q), here {rows}, got shape {shape}")
+    check_integers(name, positions, "x", x)
+    check_broadcasts(name, tuple(positions.shape), rows, "(..., Q)")
     return plain(positions)
 
 
 def _rotation_of(name: str, x: Array, rope: Rope, positions: int | Array) -> Rotation:
+    """Check the arguments of a rotary embedding, and return its angles."""
     xp = check_floats({name: x})
     check_ndim(name, x, 2, "(..., Q, W)")
     check_rope(rope, x.shape[-1])

@@ -1,4 +1,4 @@
-"""What fine-tuning changes of a model's weights: chosen ones, or low-rank updates of them."""
+"""The part of a model that fine-tuning changes: chosen weights, or low-rank updates of them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name
-from topk_np.models.keep import Keep
-from topk_np.models.model import Model, Params
+from topk_np._process import UserError
+from topk_np.models.model import Keep, Model, Params
 from topk_np.training.lora import LoRAResiduals, lora, lora_bwd, lora_init
 from topk_np.training.params import ParamsError, load_params, save_params
 from topk_np.training.trees import flatten, unflatten
 
 Config = TypeVar("Config")
 KIND = "adapter"  # in the metadata of a file
-MATRICES = ("*layers.*",)  # of which updates are learned unless others are chosen
+MATRICES = ("*layers.*",)  # the default patterns of matrices that get updates
 
 
-class AdapterError(ValueError):
-    """An adapter that does not fit the model or is none; the message is one line."""
+class AdapterError(UserError, ValueError):
+    """The error of an adapter that does not fit a model, or of a file that is none, in one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
     """
-    Weights that stand in for some of a model's, or low-rank updates of these: what is trained.
+    The trained part of a model: weights that replace some of its own, or low-rank updates of them.
 
     Attributes
     ----------
     params : nested dict of arrays
-        The weights at their places in the model's, or in the place of each its factors ``a`` and
-        ``b``.
+        The weights at their places in the model's, or in place of each weight the factors ``a``
+        and ``b`` of its update.
     scale : float, optional
-        Of the updates, as in `topk_np.training.lora`; None: `params` are the weights themselves.
+        Of the updates, as in `topk_np.training.lora`; None if `params` are the weights themselves.
 
     Examples
     --------
     >>> import numpy as np
     >>> from topk_np.models import Adapter, Model
-    >>> model = Model(None, {"norm": np.ones(4), "head": np.eye(4)})  # from `load_model`, rather
+    >>> model = Model(None, {"norm": np.ones(4), "head": np.eye(4)})  # usually from `load_model`
     >>> rng = np.random.default_rng(0)
     >>> adapter = Adapter.low_rank(model.params, rng, rank=1, only=["head"])
     >>> {name: factor.shape for name, factor in adapter.params["head"].items()}
@@ -61,19 +61,19 @@ class Adapter:
     @classmethod
     def of_weights(cls, params: Params, /, *, only: Sequence[str] = ("*",)) -> Adapter:
         """
-        The weights themselves, to be trained as they are.
+        Make an adapter of the weights themselves.
 
         Parameters
         ----------
         params : nested dict of arrays
             Those of a model.
         only : sequence of str
-            Patterns of the paths of those that are trained, such as "layers.*.ffn.*".
+            Patterns of the paths of the weights to train, such as "layers.*.ffn.*".
 
         Raises
         ------
         AdapterError
-            If a pattern fits no path.
+            If a pattern matches no path.
         """
         flat = flatten(params)
         return cls(unflatten({path: flat[path] for path in _chosen(flat, only)}))
@@ -90,25 +90,25 @@ class Adapter:
         only: Sequence[str] = MATRICES,
     ) -> Adapter:
         """
-        Updates of matrices that are zero at first: LoRA.
+        Make an adapter of low-rank updates of matrices, which are zero at first: LoRA.
 
         Parameters
         ----------
         params : nested dict of arrays
             Those of a model.
         rng : numpy.random.Generator
-            What the factors ``a`` are drawn from.
+            Source of the factors ``a``.
         rank : int
             Of the updates.
         alpha : float, optional
-            The updates are multiplied by ``alpha / rank``; by default `rank`, so that they are not.
+            The updates are multiplied by ``alpha / rank``: by 1 by default.
         only : sequence of str
-            Patterns of the paths of the matrices: by default all of the blocks.
+            Patterns of the paths of the matrices; by default those of all blocks.
 
         Raises
         ------
         AdapterError
-            If a pattern fits the path of no matrix.
+            If a pattern matches the path of no matrix.
 
         Notes
         -----
@@ -123,7 +123,7 @@ class Adapter:
 
     def apply(self, model: Model[Config], /) -> Model[Config]:
         """
-        The model with the weights in their places, or with the updates merged in.
+        Return the model with the weights in place, or with the updates merged in.
 
         Raises
         ------
@@ -138,23 +138,23 @@ class Adapter:
         return replace(model, params=unflatten(flat))
 
     def keep(self) -> Keep:
-        """What a model's `loss_bwd` is to keep: gradients in the structure of `params`."""
+        """Return the option `keep` of `loss_bwd` for gradients in the structure of `params`."""
         return {path: self._reduce(part) for path, part in self._parts().items()}
 
     def save(self, path: str | os.PathLike[str], /, **about: str) -> None:
-        """Save as a safetensors file, at once or not at all, with more to say about it."""
+        """Save as a safetensors file, whole or not at all, with further metadata."""
         metadata = {"kind": KIND, "scale": json.dumps(self.scale), **about}
         save_params(path, self.params, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], /) -> Adapter:
         """
-        Load what `save` saved.
+        Load an adapter from a file that `save` wrote.
 
         Raises
         ------
         AdapterError
-            If the file is damaged, or not an adapter.
+            If the file is damaged, or holds no adapter.
         OSError
             If it cannot be read.
         """
@@ -173,7 +173,7 @@ class Adapter:
         return cls(params, scale)
 
     def _parts(self) -> dict[str, Any]:
-        """By path a weight, or the factors ``a`` and ``b`` of an update."""
+        """The weights, or the factors ``a`` and ``b`` of the updates, by the paths of weights."""
         flat = flatten(self.params)
         if self.scale is None:
             return flat
@@ -203,7 +203,7 @@ class Adapter:
 
 
 def _in_pairs(params: Params) -> bool:
-    """Whether parameters are the factors ``a`` and ``b`` of updates."""
+    """Tell if parameters are the factors ``a`` and ``b`` of updates."""
     flat = flatten(params)
     paths = {path.rpartition(".")[0] for path in flat}
     return set(flat) == {f"{path}.{factor}" for path in paths for factor in "ab"}
@@ -215,14 +215,14 @@ def _factor_grads(residuals: LoRAResiduals, dweight: Array) -> Params:
 
 
 def _beside(weight: Array, array: Array) -> Array:
-    """An array in the library and on the device of the weight: from a file it is NumPy's."""
+    """An array, NumPy's if it is from a file, in the library and on the device of a weight."""
     if not isinstance(array, np.ndarray) or isinstance(weight, np.ndarray):
         return array
     return array_namespace(weight).asarray(array, device=device(weight))
 
 
 def _chosen(paths: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """The paths that fit a pattern."""
+    """The paths that match one of the patterns."""
     paths = list(paths)
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):

@@ -1,4 +1,4 @@
-"""The command `generate`: a language model goes on with a text, or answers a message."""
+"""The command ``generate``: a model continues a text, or answers a message."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from time import perf_counter
 
 import numpy as np
 
+from topk_np._process import UserError
 from topk_np.models.adapter import Adapter
-from topk_np.models.chat import chat_prompt
-from topk_np.models.decode import generate
-from topk_np.models.llama_blocks import Llama, LlamaConfig
-from topk_np.models.named import load_named
-from topk_np.models.sampling import Sampling
-
-
-class GenerateError(ValueError):
-    """What the user asked for cannot be done; the message is one line."""
+from topk_np.models.decode import Sampling, generate
+from topk_np.models.load import family_of, load_named
+from topk_np.models.tokenizers import chat_prompt
 
 
 def run(
@@ -35,7 +30,7 @@ def run(
     adapter: Path | None = None,
 ) -> None:
     """
-    Print what follows the prompt as it comes, and at the end on stderr how fast it came.
+    Print what follows the prompt as it comes, and at the end its speed on stderr.
 
     Parameters
     ----------
@@ -43,45 +38,52 @@ def run(
         A key of `WEIGHTS`, which are downloaded once, or the path of a GGUF file or of a folder, as
         for `load_model`.
     prompt : str
-        The text to go on with, or with `chat` the message to answer.
+        The text to continue, or with `chat` the message to answer.
     attention_k, ffn_k : int, optional
         Keys and units to keep in every layer; dense by default.
     max_tokens : int
-        Tokens to generate at most; as many as the model's context holds if that is less.
+        The largest number of tokens to generate, if the model's context holds that many.
     temperature, top_p : float
         As in `Sampling`.
     seed : int
-        What is drawn from.
+        Of the random numbers.
     chat : bool
-        Whether to write the prompt as a turn of a conversation.
+        If True, the prompt is a message in a conversation.
     adapter : Path, optional
-        What `finetune` trained of this model.
+        The weights or updates that `finetune` trained for this model.
 
     Raises
     ------
-    GenerateError, FetchError
+    UserError
         With a message of one line.
     """
     try:
         sampling = Sampling(temperature, top_p, np.random.default_rng(seed))
-        loaded: Llama = load_named(model, LlamaConfig, attention_k=attention_k, ffn_k=ffn_k)
+        loaded = load_named(model, attention_k=attention_k, ffn_k=ffn_k)
         if adapter is not None:
             loaded = Adapter.load(adapter).apply(loaded)
         ids = loaded.tokenizer.encode(chat_prompt(prompt, loaded.chat_template) if chat else prompt)
     except ValueError as error:
-        raise GenerateError(str(error)) from error
+        raise UserError(str(error)) from error
     except OSError as error:
-        raise GenerateError(f"--adapter {adapter}: {error.strerror}") from error
-    context = loaded.config.context
-    if not 0 < len(ids) < context:
-        raise GenerateError(
+        raise UserError(f"--adapter {adapter}: {error.strerror}") from error
+    family = family_of(loaded)
+    if family.decoder is None:
+        raise UserError(f"--model {model} must be a model that writes, such as Llama or T5")
+    context = family.context(loaded)
+    if context is None:
+        room = max_tokens
+    elif 0 < len(ids) < context:
+        room = context - len(ids)
+    else:
+        raise UserError(
             f"--prompt must have 1 to {context - 1} tokens for this model, got {len(ids)}"
         )
     speed = _Speed(len(ids))
     tokens = generate(
         loaded,
         ids,
-        count=min(max_tokens, context - len(ids)),
+        count=min(max_tokens, room),
         stop=loaded.stop,
         sampling=sampling,
     )
@@ -100,7 +102,7 @@ def _end(speed: _Speed) -> None:
 
 
 class _Speed:
-    """How long the prompt and the tokens after the first took."""
+    """The time that the prompt and the tokens after the first one take."""
 
     def __init__(self, prompt: int) -> None:
         self._prompt = prompt

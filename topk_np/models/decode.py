@@ -1,50 +1,133 @@
-"""Generation: token after token, through a cache of keys and values."""
+"""Generation: token after token, each the most probable one or drawn at random."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from array_api_compat import device
 
-from topk_np import KVCache
-from topk_np._namespace import Array, array_namespace, check_integer
-from topk_np.models.llama import forward, logits, output_layer
-from topk_np.models.llama_blocks import Llama, check_ks
-from topk_np.models.one_row import one_row_linear
-from topk_np.models.sampling import Sampling
-from topk_np.models.tokens import check_tokens
-from topk_np.schedule.threads import WorkerTeam, lasting
+from topk_np._namespace import (
+    Array,
+    array_namespace,
+    check_integer,
+    check_number,
+    cumulative_sum,
+)
+from topk_np.models.family import Decoder
+from topk_np.models.load import family_of
+from topk_np.models.model import Model
 
 __all__ = ["generate"]
 
+UNLIMITED = 64  # tokens to write by default where the model sets no limit
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    The rule by which the next token is chosen.
+
+    Attributes
+    ----------
+    temperature : float, default 0
+        Divisor of the scores before the softmax: below 1 probable tokens gain, above 1 they lose.
+        0 always takes the most probable token.
+    top_p : float, default 1
+        Draw from the fewest of the most probable tokens that together have this probability
+        ("nucleus sampling", Holtzman et al. 2020, arXiv:1904.09751). Above 0 and at most 1, which
+        is all tokens.
+    rng : numpy.random.Generator, optional
+        Source of the random numbers, required where `temperature` is above 0.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    rng: np.random.Generator | None = None
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        if check_number("temperature", self.temperature) < 0:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < check_number("top_p", self.top_p) <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.rng is not None and not isinstance(self.rng, np.random.Generator):
+            raise TypeError(f"rng must be a numpy Generator, got {type(self.rng).__name__}")
+        if self.temperature > 0 and self.rng is None:
+            raise ValueError("rng, a numpy Generator, is required where temperature is above 0")
+
+    def choose(self, scores: Array, /) -> Array:
+        """
+        Choose a token for each row of scores.
+
+        Parameters
+        ----------
+        scores : array (..., T)
+            Unnormalised log probabilities.
+
+        Returns
+        -------
+        int64 array (...,)
+            Token ids. Among equal scores the lowest id goes first.
+
+        Notes
+        -----
+        Drawing takes one number of `rng` for each row, whatever the scores, and nothing of T
+        elements leaves the device.
+        """
+        xp = array_namespace(scores)
+        if self.rng is None or self.temperature == 0:
+            return xp.astype(xp.argmax(scores, axis=-1, keepdims=True), xp.int64)[..., 0]
+        lead = tuple(scores.shape[:-1])
+        rows = xp.reshape(xp.astype(scores, xp.float64), (-1, scores.shape[-1]))
+        drawn = xp.asarray(self.rng.random((rows.shape[0], 1)), device=device(scores))
+        order = xp.argsort(-rows, axis=-1, stable=True)
+        rows = xp.take_along_axis(rows, order, axis=-1)
+        mass = cumulative_sum(xp, xp.exp((rows - rows[:, :1]) / self.temperature))
+        # the fewest whose mass reaches the share: those before which it is not yet reached
+        short = xp.astype(mass < self.top_p * mass[:, -1:], xp.int64)
+        last = xp.sum(short, axis=-1, keepdims=True)
+        # where the drawn share of that mass lies among them
+        wanted = drawn * xp.take_along_axis(mass, last, axis=-1)
+        place = xp.sum(xp.astype(mass <= wanted, xp.int64), axis=-1, keepdims=True)
+        place = xp.where(place > last, last, place)  # if the product was rounded up
+        return xp.reshape(xp.take_along_axis(order, place, axis=-1), lead)
+
 
 def generate(
-    model: Llama,
+    model: Model[Any],
     tokens: Array,
     /,
     *,
+    mask: Array | None = None,
     count: int | None = None,
     stop: Sequence[int] = (),
     sampling: Sampling | None = None,
     workers: int | Executor | None = None,
 ) -> Iterator[Array]:
     """
-    The tokens that follow, each as soon as it is known.
+    Yield the tokens that follow a prompt, or answer an input, each as soon as it is known.
 
     Parameters
     ----------
-    model : Llama
+    model : Llama or T5
         The model.
     tokens : integer array (..., Q)
-        The prompt, or several of the same length.
+        The prompt, or several, padded to the same length; for T5 the input of the encoder.
+    mask : bool array (..., Q), optional
+        False at padding, which is on the left of the prompts of a Llama model: see
+        `topk_np.models.tokenizers.pad`. All are True by default.
     count : int, optional
-        How many tokens to generate at most, by default as many as the model's context has room for.
+        The largest number of tokens to generate: by default as many as the model's context has room
+        for, or 64 for a model without such a limit.
     stop : sequence of int, optional
-        Tokens that end a sequence. They are yielded too; a sequence that has ended repeats the one
-        that ended it until all have.
+        Tokens that end a sequence. They are yielded too; a sequence that has ended repeats its last
+        token until all have ended.
     sampling : Sampling, optional
-        How the next token is chosen, by default the most probable one.
+        The rule by which the next token is chosen, by default the most probable one.
     workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
@@ -56,59 +139,43 @@ def generate(
     Raises
     ------
     TypeError, ValueError
-        At the call: as `forward`, if `count` or a token of `stop` is no integer or is negative, or
-        if the prompt and `count` tokens are more than the model's context.
+        At the call: as `forward`, if `count` or a token of `stop` is not an integer or is negative,
+        if the prompt and `count` tokens are more than the model's context, or if the model cannot
+        write.
 
     Notes
     -----
-    The prompt is read in one pass, then every token costs a pass over one position: time O(N) in
-    the N positions so far for attention, and all weights are read once, which bounds the speed.
+    The prompt is read in one pass, then every token costs a pass over one position: attention takes
+    time O(N) for the N positions so far, and all weights are read once, which bounds the speed.
     Keys and values are appended to caches and read in place. From the first token on BLAS is held
-    to one thread, and ours share the large matrices.
+    to one thread, and our own threads share the large matrices.
     """
-    check_tokens(model.params["embedding"], tokens)
-    length, context = tokens.shape[-1], model.config.context
-    room = context - length
-    count = room if count is None else check_integer("count", count, least=0)
-    if count > room:
-        raise ValueError(
-            f"the prompt and count must fit the model's context, {context} tokens, "
-            f"got {length} and {count}"
-        )
-    stops = check_stops(model.params["embedding"], stop)
-    check_ks(model)
-    caches = [KVCache() for _ in model.params["layers"]]
-    pool = lasting(workers)
-
-    def scores(new: Array) -> Array:
-        if new.shape[-1] > 1:
-            hidden = forward(model, new, caches=caches, workers=workers)
-            return logits(model, hidden[..., -1:, :])
-        # BLAS's own threads would wait busily for the next product, in the way of ours.
-        with WorkerTeam(pool):
-            hidden = forward(model, new, caches=caches, workers=pool)
-            return one_row_linear(hidden, output_layer(model), pool)
-
-    return write(scores, tokens, count, stops, sampling)
+    family = family_of(model)
+    if family.decoder is None:
+        raise ValueError(f"model must be one that writes, got one of the family {family.types[0]}")
+    count = None if count is None else check_integer("count", count, least=0)
+    stops = check_stops(model, stop)
+    decoder = family.decoder(model, tokens, mask=mask, workers=workers)
+    if decoder.room is not None and (count is None or count > decoder.room):
+        if count is not None:
+            length = tokens.shape[-1]
+            raise ValueError(
+                f"the prompt and count must fit the model's context, {length + decoder.room} "
+                f"tokens, got {length} and {count}"
+            )
+        count = decoder.room
+    return _write(decoder, UNLIMITED if count is None else count, stops, sampling or Sampling())
 
 
-def write(
-    scores: Callable[[Array], Array],
-    tokens: Array,
-    count: int,
-    stops: Sequence[int],
-    sampling: Sampling | None,
+def _write(
+    decoder: Decoder, count: int, stops: Sequence[int], sampling: Sampling
 ) -> Iterator[Array]:
-    """
-    Choose up to `count` tokens, each by the scores (..., 1, T) of what follows those before it.
-
-    `scores` is given what it has not seen yet: `tokens`, then each that was chosen.
-    """
-    xp, sampling = array_namespace(tokens), sampling or Sampling()
-    ends = xp.asarray(list(stops), dtype=tokens.dtype, device=device(tokens))
-    new, ended = tokens, None
+    """Choose up to `count` tokens."""
+    xp, new = array_namespace(decoder.start), decoder.start
+    ends = xp.asarray(list(stops), dtype=new.dtype, device=device(new))
+    dtype, ended = new.dtype, None
     for _ in range(count):
-        chosen = xp.astype(sampling.choose(scores(new)), tokens.dtype)
+        chosen = xp.astype(sampling.choose(decoder.scores(new)), dtype)
         new = chosen if ended is None else xp.where(ended, new, chosen)
         yield new[..., 0]
         ended = xp.any(new[..., None] == ends, axis=-1)
@@ -116,9 +183,10 @@ def write(
             return
 
 
-def check_stops(table: Array, stop: Sequence[int]) -> list[int]:
-    """The tokens that end a sequence, each a row of `table`."""
+def check_stops(model: Model[Any], stop: Sequence[int], /) -> list[int]:
+    """The tokens that end a sequence, checked to be of the model's vocabulary."""
     stops = [check_integer(f"stop[{i}]", token, least=0) for i, token in enumerate(stop)]
-    if stops and max(stops) >= table.shape[0]:
-        raise ValueError(f"stop must lie in 0 .. {table.shape[0] - 1}, got {max(stops)}")
+    size = model.params["embedding"].shape[0]
+    if stops and max(stops) >= size:
+        raise ValueError(f"stop must lie in 0 .. {size - 1}, got {max(stops)}")
     return stops

@@ -1,96 +1,81 @@
-"""From the names of a checkpoint to nested parameters, each tensor checked, and back."""
+"""
+The names of tensors in checkpoints, as data.
+
+Each table of a layer goes from the path of a parameter to the tensor's name, within the layer, and
+its shape by letters: D model width, F feed-forward width, W head width, Q and K those of all query
+and key heads.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+LLAMA = {
+    "attention_norm": ("input_layernorm.weight", "D"),
+    "attention.query": ("self_attn.q_proj.weight", "Q D"),
+    "attention.key": ("self_attn.k_proj.weight", "K D"),
+    "attention.value": ("self_attn.v_proj.weight", "K D"),
+    "attention.out": ("self_attn.o_proj.weight", "D Q"),
+    "ffn_norm": ("post_attention_layernorm.weight", "D"),
+    "ffn.gate": ("mlp.gate_proj.weight", "F D"),
+    "ffn.keys": ("mlp.up_proj.weight", "F D"),
+    "ffn.values": ("mlp.down_proj.weight", "D F"),
+}
+LLAMA_INPUT_BIASES = {
+    "attention.query_bias": ("self_attn.q_proj.bias", "Q"),
+    "attention.key_bias": ("self_attn.k_proj.bias", "K"),
+    "attention.value_bias": ("self_attn.v_proj.bias", "K"),
+}
+LLAMA_OUTPUT_BIAS = {"attention.out_bias": ("self_attn.o_proj.bias", "D")}
+LLAMA_FFN_BIASES = {
+    "ffn.gate_bias": ("mlp.gate_proj.bias", "F"),
+    "ffn.key_bias": ("mlp.up_proj.bias", "F"),
+    "ffn.value_bias": ("mlp.down_proj.bias", "D"),
+}
+LLAMA_HEAD_NORMS = {
+    "attention.query_norm": ("self_attn.q_norm.weight", "W"),
+    "attention.key_norm": ("self_attn.k_norm.weight", "W"),
+}
 
-import numpy as np
+BERT = {
+    "attention.query": ("attention.self.query.weight", "D D"),
+    "attention.query_bias": ("attention.self.query.bias", "D"),
+    "attention.key": ("attention.self.key.weight", "D D"),
+    "attention.key_bias": ("attention.self.key.bias", "D"),
+    "attention.value": ("attention.self.value.weight", "D D"),
+    "attention.value_bias": ("attention.self.value.bias", "D"),
+    "attention.out": ("attention.output.dense.weight", "D D"),
+    "attention.out_bias": ("attention.output.dense.bias", "D"),
+    "attention_norm.weight": ("attention.output.LayerNorm.weight", "D"),
+    "attention_norm.bias": ("attention.output.LayerNorm.bias", "D"),
+    "ffn.keys": ("intermediate.dense.weight", "F D"),
+    "ffn.key_bias": ("intermediate.dense.bias", "F"),
+    "ffn.values": ("output.dense.weight", "D F"),
+    "ffn.value_bias": ("output.dense.bias", "D"),
+    "ffn_norm.weight": ("output.LayerNorm.weight", "D"),
+    "ffn_norm.bias": ("output.LayerNorm.bias", "D"),
+}
 
-from topk_np._namespace import Array, array_namespace
-from topk_np.models.model import Params
-from topk_np.training.trees import flatten, unflatten
+T5_ATTENTION = {
+    "query": ("q", "Q D"),
+    "key": ("k", "Q D"),
+    "value": ("v", "Q D"),
+    "out": ("o", "D Q"),
+}
 
-
-class Name(NamedTuple):
-    """Where a parameter comes from."""
-
-    path: str
-    """In the nested parameters, names joined by dots."""
-    tensor: str
-    """In the checkpoint."""
-    shape: str
-    """Sizes by their letters, as in "F D", in the checkpoint."""
-    flipped: bool = False
-    """Whether the parameter is the transpose, stored anew so that its rows lie together."""
-
-
-def gather(
-    tensors: Mapping[str, Array],
-    names: Iterable[Name],
-    /,
-    *,
-    sizes: Mapping[str, int],
-    ignored: Collection[str] = (),
-    convert: Callable[[Array], Array] = lambda tensor: tensor,
-) -> Params:
-    """
-    Nested parameters from the tensors of a checkpoint.
-
-    Parameters
-    ----------
-    tensors : mapping
-        Arrays by name.
-    names : iterable of Name
-        All that the model needs.
-    sizes : mapping of str to int
-        What letters of the shapes stand for; the others are what comes first.
-    ignored : collection of str
-        Patterns, for whole names, of tensors that are known and not needed.
-    convert : callable, optional
-        Called with each tensor that is taken.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is missing, has another shape, or is neither needed nor known.
-    """
-    names, sizes, flat = list(names), dict(sizes), {}
-    for name in names:
-        if name.tensor not in tensors:
-            raise ValueError(f"the checkpoint has no tensor {name.tensor}")
-        tensor, letters = tensors[name.tensor], name.shape.split()
-        for letter, size in zip(letters, tensor.shape, strict=False):
-            sizes.setdefault(letter, size)
-        wanted = tuple(sizes.get(letter) for letter in letters)
-        if tuple(tensor.shape) != wanted:
-            raise ValueError(
-                f"the tensor {name.tensor} must have shape {wanted}, got {tuple(tensor.shape)}"
-            )
-        tensor = convert(tensor)
-        flat[name.path] = np.ascontiguousarray(tensor.T) if name.flipped else tensor
-    taken = {name.tensor for name in names}
-    for tensor_name in tensors:
-        if tensor_name not in taken and not any(re.fullmatch(p, tensor_name) for p in ignored):
-            raise ValueError(f"the checkpoint has a tensor that is not known: {tensor_name}")
-    return unflatten(flat)
-
-
-def scatter(params: Params, names: Iterable[Name], /) -> dict[str, Any]:
-    """The way back: tensors as a checkpoint names them, of parameters or of their gradients."""
-    flat = flatten(params)
-    return {
-        name.tensor: array_namespace(flat[name.path]).matrix_transpose(flat[name.path])
-        if name.flipped
-        else flat[name.path]
-        for name in names
-    }
-
-
-def depth_of(tensors: Collection[str], pattern: str, /) -> int:
-    """How many layers there are, from the name of a tensor of layer {}."""
-    depth = 0
-    while pattern.format(depth) in tensors:
-        depth += 1
-    return depth
+GGUF_LAYER = {  # by the names of safetensors checkpoints
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GGUF_OTHERS = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}

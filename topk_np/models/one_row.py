@@ -1,8 +1,8 @@
 """
-Products of a single row, as decoding has them: bound by memory, each weight is read once.
+Products of a single row, as in decoding, which are bound by memory: each weight is read once.
 
-Threads read parts of a matrix side by side. The parts depend on its shape alone, and are added up
-in order, so that the number of threads changes nothing.
+Threads read parts of a matrix at the same time. The parts depend on its shape alone, and are added
+up in order, so that the number of threads does not change the result.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from concurrent.futures import Executor
 
 from topk_np._namespace import Array, array_namespace, cast, compute_dtype, is_numpy
 from topk_np.activations import ACTIVATIONS
-from topk_np.layers.affine import affine
+from topk_np.layers.linear import affine
 from topk_np.models.model import Params
 from topk_np.schedule.plan import slices
 from topk_np.schedule.threads import WorkerTeam, check_workers
 
 MOST_PARTS = 2
-LEAST_PART = 2**17  # numbers, below which to share costs more than it saves
+LEAST_PART = 2**17  # numbers; sharing fewer among threads costs more than it saves
 
 
 def one_row_linear(x: Array, weight: Array, workers: int | Executor | None = None, /) -> Array:
@@ -32,14 +32,14 @@ def one_row_linear(x: Array, weight: Array, workers: int | Executor | None = Non
 def one_row_ffn(
     x: Array, params: Params, activation: str, workers: int | Executor | None = None, /
 ) -> Array:
-    """A feed-forward layer over all units of one row (..., 1, D), without a way back."""
+    """A feed-forward layer over all units of one row (..., 1, D), without a backward pass."""
     xp = array_namespace(x)
     value, row = ACTIVATIONS[activation].value, cast(xp, x, compute_dtype(xp, x))
 
     def part(units: slice) -> Array:
         own = {name: array[units, ...] for name, array in params.items() if name != "value_bias"}
         h = affine(row, own["keys"], own.get("key_bias"))
-        h = value(affine(row, own["gate"], None)) * h if "gate" in own else value(h)
+        h = value(affine(row, own["gate"], own.get("gate_bias"))) * h if "gate" in own else value(h)
         return affine(h, xp.matrix_transpose(own["values"]), None)
 
     with WorkerTeam(check_workers(workers)) as crew:
@@ -52,7 +52,7 @@ def one_row_ffn(
 
 
 def _parts(matrix: Array) -> Iterator[slice]:
-    """The rows of a matrix that a thread reads at a time."""
+    """The parts of the rows of a matrix, each read by one thread."""
     rows, width = matrix.shape
     most = MOST_PARTS if is_numpy(array_namespace(matrix)) else 1
     parts = max(1, min(most, rows * width // LEAST_PART))

@@ -1,4 +1,4 @@
-"""Attention and feed-forward as models have them: with caches, and a k for each layer."""
+"""Attention and feed-forward layers of models: with caches, and a k for each layer."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from typing import Any
 from topk_np import KVCache, MultiheadWeights, dense_attention_fwd, topk_attention_fwd
 from topk_np._namespace import Array
 from topk_np.layers import feed_forward_fwd
-from topk_np.layers.affine import affine
-from topk_np.layers.heads import merge_heads, split_heads
-from topk_np.layers.multihead import MultiheadResiduals
-from topk_np.layers.projections import Projections
+from topk_np.layers.linear import affine
+from topk_np.layers.multihead import MultiheadResiduals, attend_fwd
+from topk_np.layers.projections import Projections, split_heads
 from topk_np.layers.rope import Rotation
 from topk_np.models.model import Params
 from topk_np.models.one_row import one_row_ffn
+from topk_np.models.variants import GateBiased, projected, with_gate_bias
 
 CHUNK = 256  # positions at a time of dense attention and dense feed-forward layers
 
-Attention = Callable[[Array, Array, Array], Array]
+Attention = Callable[..., Array]
 """(query, key, value) of grouped heads -> out."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """How the heads of a layer attend."""
+    """Settings of the heads of a layer, and their attention."""
 
     heads: int
     groups: int
     k: int | None
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the attention functions, for grouped heads: see `group_options`."""
+    """Options of the attention functions for grouped heads: see `group_options`."""
     rotation: Rotation | None = None
     bias_shape: tuple[int, ...] = ()
     attend: Attention | None = None
-    """Used in place of the library's attention; there is no way back."""
+    """Used in place of the attention of the library, and without a backward pass."""
+    norm_eps: float = 0.0
+    """Of the norms of queries and keys, where the weights have such."""
 
     def __call__(self, query: Array, key: Array, value: Array) -> tuple[Array, Any]:
         """Attention over query (..., G, H/G, Q, W), key and value (..., G, 1, N, W)."""
@@ -51,38 +53,38 @@ class Heads:
 def attention_fwd(
     x: Array,
     params: Params,
+    /,
     how: Heads,
     context: Array | None = None,
-    /,
     *,
     cache: KVCache | None = None,
 ) -> tuple[Array, MultiheadResiduals]:
     """
     Project, turn by position, attend in groups of heads, and project back.
 
-    With a cache, the keys and values of x are appended, and x attends to all that is there; a
-    `context` only fills an empty cache. `multihead_attention_bwd` goes back, without a cache.
+    With a cache, the keys and values of x are appended, and x attends to all that it holds; a
+    `context` only fills an empty cache. The backward pass, without a cache, is
+    `multihead_attention_bwd`.
     """
-    weights = MultiheadWeights(**params)
-    inputs = Projections(x, weights, context, how.heads, how.groups, how.rotation, how.rotation)
     if cache is not None and context is not None and len(cache):
+        weights = MultiheadWeights(**params)
+        inputs = Projections(x, weights, context, how.heads, how.groups, None, None)
         rows = affine(x, weights.query, weights.query_bias)
         query = split_heads(rows, how.heads, groups=how.groups)
         key, value = cache.key, cache.value
     else:
-        query, key, value = inputs.project()
+        inputs, (query, key, value) = projected(
+            x, params, context, how.heads, how.groups, how.rotation, how.norm_eps
+        )
         if cache is not None:
             cache.append(key, value)
             key, value = cache.key, cache.value
-    out, kept = how(query, key, value)
-    attended = merge_heads(out, grouped=True)
-    residuals = MultiheadResiduals(inputs, kept, attended, how.bias_shape)
-    return affine(attended, weights.out, weights.out_bias), residuals
+    return attend_fwd(inputs, (query, key, value), how, how.bias_shape)
 
 
 @dataclass(frozen=True)
 class Units:
-    """How a feed-forward layer picks its units."""
+    """Settings of a feed-forward layer and the units it keeps."""
 
     activation: str
     k: int | None
@@ -91,15 +93,18 @@ class Units:
 
 
 def ffn_fwd(
-    x: Array, params: Params, how: Units, /, *, decoding: bool = False
+    x: Array, params: Params, /, how: Units, *, decoding: bool = False
 ) -> tuple[Array, Any]:
-    """All units, or the k best, and what `feed_forward_bwd` needs: None where `decoding`."""
+    """All units, or the k best, and residuals for `feed_forward_bwd`: None if `decoding`."""
     options: dict[str, Any] = {"activation": how.activation, "workers": how.workers}
+    if how.k is None and decoding and math.prod(x.shape[:-1]) == 1:
+        return one_row_ffn(x, params, how.activation, how.workers), None
+    if "gate_bias" in params:
+        out, part = ffn_fwd(*with_gate_bias(x, params), how)
+        return out, GateBiased(part)
     if how.k is not None:
         # Of ReLU's units both rules keep the same, and scores are at hand.
         plain = how.activation == "relu" and "gate" not in params
         select = "score" if plain else how.select
         return feed_forward_fwd(x, params, k=how.k, select=select, **options)
-    if decoding and math.prod(x.shape[:-1]) == 1:
-        return one_row_ffn(x, params, how.activation, how.workers), None
     return feed_forward_fwd(x, params, chunk_size=CHUNK, **options)

@@ -1,4 +1,4 @@
-"""Generation with a T5 model: greedy or sampled, and by beam search."""
+"""Generation with a T5 model: with its own defaults, and by beam search."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from array_api_compat import device
 
 from topk_np import KVCache
 from topk_np._namespace import Array, array_namespace, check_integer, check_number, to_numpy
-from topk_np.models.decode import check_stops, write
-from topk_np.models.sampling import Sampling
-from topk_np.models.t5 import decode, encode, logits
-from topk_np.models.t5_blocks import T5
+from topk_np.models import decode as decoding
+from topk_np.models.decode import Sampling, check_stops
+from topk_np.models.t5 import T5, decode, encode, logits
 from topk_np.schedule.threads import WorkerTeam, lasting
 
 __all__ = ["Beam", "beam_search", "generate"]
@@ -32,7 +31,7 @@ def generate(
     workers: int | Executor | None = None,
 ) -> Iterator[Array]:
     """
-    The tokens of the output, each as soon as it is known.
+    Yield the tokens of the output, each as soon as it is known.
 
     Parameters
     ----------
@@ -43,12 +42,12 @@ def generate(
     mask : bool array (..., N), optional
         False at its padding.
     count : int, default 64
-        How many tokens to generate at most.
+        The largest number of tokens to generate.
     stop : sequence of int, optional
         Tokens that end a sequence, by default the model's. They are yielded too; a sequence that
-        has ended repeats the one that ended it until all have.
+        has ended repeats its last token until all have ended.
     sampling : Sampling, optional
-        How the next token is chosen, by default the most probable one.
+        The rule by which the next token is chosen, by default the most probable one.
     workers : int or concurrent.futures.Executor, optional
         Threads, passed on.
 
@@ -67,28 +66,24 @@ def generate(
     The encoder runs once, and its keys and values are projected once; every token then costs a
     pass over one position of the decoder.
     """
-    count = check_integer("count", count, least=0)
-    stops = check_stops(model.params["embedding"], model.stop if stop is None else stop)
-    encoded = encode(model, tokens, mask=mask, workers=workers)
-    caches = [(KVCache(), KVCache()) for _ in model.params["decoder"]["layers"]]
-    pool = lasting(workers)
-
-    def scores(new: Array) -> Array:
-        with WorkerTeam(pool):  # as in `decode.generate`
-            hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=pool)
-            return logits(model, hidden)
-
-    start = array_namespace(tokens).full_like(tokens[..., :1], model.config.start)
-    return write(scores, start, count, stops, sampling)
+    return decoding.generate(
+        model,
+        tokens,
+        mask=mask,
+        count=count,
+        stop=model.stop if stop is None else stop,
+        sampling=sampling,
+        workers=workers,
+    )
 
 
 class Beam(NamedTuple):
-    """A sequence that beam search has found."""
+    """A sequence found by beam search."""
 
     tokens: np.ndarray
-    """(n,) without the start token; the last one ends it, unless there were too many."""
+    """(n,) without the start token; the last one ends it, unless `count` cut it off."""
     score: float
-    """Its log probability by ``n ** length_penalty``."""
+    """Its log probability divided by ``n ** length_penalty``."""
 
 
 def beam_search(
@@ -104,7 +99,7 @@ def beam_search(
     workers: int | Executor | None = None,
 ) -> list[Beam]:
     """
-    The most probable outputs that a search with so many open sequences finds, best first.
+    Find the most probable outputs with a limited number of open sequences, best first.
 
     Parameters
     ----------
@@ -113,11 +108,11 @@ def beam_search(
     tokens : integer array (N,)
         One input.
     beams : int, default 4
-        Sequences to go on with at each step, and at most to return.
+        Sequences to continue at each step, and the largest number to return.
     mask : bool array (N,), optional
         False at its padding.
     count : int, default 64
-        How many tokens a sequence has at most, at least 1.
+        The largest number of tokens of a sequence, at least 1.
     stop : sequence of int, optional
         Tokens that end a sequence, by default the model's.
     length_penalty : float, default 1.0
@@ -139,13 +134,13 @@ def beam_search(
     Notes
     -----
     A step costs a pass over one position of `beams` sequences, whose caches are reordered. The
-    search ends when no open sequence can become one of the best, were it to end at its present log
-    probability at the length that suits it best.
+    search ends when no open sequence can become one of the best, even if it ended at its present
+    log probability at the length that suits it best.
     """
     beams = check_integer("beams", beams, least=1)
     count = check_integer("count", count, least=1)
     penalty = check_number("length_penalty", length_penalty)
-    stops = check_stops(model.params["embedding"], model.stop if stop is None else stop)
+    stops = check_stops(model, model.stop if stop is None else stop)
     if tokens.ndim != 1:
         raise ValueError(f"tokens must have shape (N,), got {tuple(tokens.shape)}")
     xp = array_namespace(tokens)
@@ -153,18 +148,18 @@ def beam_search(
     mask = None if mask is None else mask[None, :]
     caches = [(KVCache(), KVCache()) for _ in model.params["decoder"]["layers"]]
     found: list[Beam] = []
-    written = np.asarray([[]], np.int64)  # of the open sequences, a row each
+    written = np.asarray([[]], np.int64)  # a row for each open sequence
     total = np.zeros(1)  # their log probabilities
     new = xp.full_like(tokens[None, :1], model.config.start)
     pool = lasting(workers)
     for n in range(1, count + 1):
-        with WorkerTeam(pool):  # as in `decode.generate`
+        with WorkerTeam(pool):  # as in `topk_np.models.t5`
             # The encoder's one row serves all sequences.
             hidden = decode(model, new, encoded, mask=mask, caches=caches, workers=pool)
             scores = to_numpy(logits(model, hidden)[:, 0, :])
         size = model.params["embedding"].shape[0]
         every = total[:, None] + _log_softmax(scores)
-        # Each open sequence has so many ways to end: `beams` others are among these.
+        # Each open sequence can end in len(stops) ways; `beams` others are among these.
         most = beams * (1 + len(stops))
         best = np.argsort(-every, axis=None, kind="stable")[:most]
         open_ones: list[tuple[int, int]] = []
@@ -192,7 +187,7 @@ def beam_search(
 
 
 def _reordered(cache: KVCache, order: Array) -> KVCache:
-    """A cache with the sequences `order` of another."""
+    """A cache with the sequences of another in the given order."""
     xp, made = array_namespace(cache.key), KVCache(capacity=cache.capacity)
     made.append(xp.take(cache.key, order, axis=0), xp.take(cache.value, order, axis=0))
     return made

@@ -1,4 +1,4 @@
-"""The cross-entropy of tokens from hidden states, a few positions at a time: never Q x T logits."""
+"""The cross-entropy of tokens from hidden states, without all Q x T logits at a time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from topk_np._namespace import Array, array_namespace
 from topk_np.layers import cross_entropy_bwd, cross_entropy_fwd, linear, linear_bwd, linear_fwd
-from topk_np.layers.rows import as_rows
+from topk_np.layers.linear import as_rows
 
 IGNORED = -100  # a label that does not count
 MOST_LOGITS = 2**24  # at a time
 
 
 class TokenLossGrads(NamedTuple):
-    """Gradients of the loss, each with the shape and dtype of its input; None: not asked for."""
+    """Gradients of the loss, each with the shape and dtype of its input, or None if not wanted."""
 
     hidden: Array
     head: Array | None
@@ -25,28 +25,28 @@ class TokenLossGrads(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TokenLossResiduals:
-    """What `token_loss_bwd` needs: the inputs; logits are made again."""
+    """The residuals of `token_loss_fwd`: its inputs, from which logits are computed again."""
 
     hidden: Array = field(repr=False)
     labels: Array = field(repr=False)
     head: Array = field(repr=False)
     bias: Array | None = field(repr=False)
     count: int
-    """Labels that count."""
+    """The number of labels that count."""
 
 
 def token_loss_fwd(
     hidden: Array, labels: Array, head: Array, bias: Array | None = None, /
 ) -> tuple[Array, TokenLossResiduals]:
     """
-    The mean of ``-log softmax(hidden headᵀ + bias)[label]`` over the labels that count.
+    Mean of ``-log softmax(hidden headᵀ + bias)[label]`` over the labels that count.
 
     Parameters
     ----------
     hidden : array (..., Q, D)
         Hidden states.
     labels : integer array (..., Q)
-        Tokens, or -100 where there is none to foresee.
+        Tokens to predict; -100 does not count.
     head : array (T, D)
         The output layer.
     bias : array (T,), optional
@@ -69,7 +69,7 @@ def token_loss_fwd(
 def token_loss_bwd(
     residuals: TokenLossResiduals, dout: float = 1.0, /, *, of_head: bool = True
 ) -> TokenLossGrads:
-    """Gradients of `token_loss_fwd`; those of head and bias can be left out."""
+    """Gradients of `token_loss_fwd`, without those of head and bias if `of_head` is False."""
     xp = array_namespace(residuals.hidden)
     rows: list[Array] = []
     head, bias = None, None
@@ -88,7 +88,7 @@ def token_loss_bwd(
 
 
 def _chunks(residuals: TokenLossResiduals) -> Iterator[tuple[Any, Array, Any, float]]:
-    """Residuals of the logits, loss, its residuals, and share of all labels, of each chunk."""
+    """Yield for each chunk residuals of its logits, loss, residuals of that, share of labels."""
     xp = array_namespace(residuals.hidden)
     rows = as_rows(residuals.hidden)
     labels = xp.reshape(residuals.labels, (math.prod(residuals.labels.shape),))
@@ -103,5 +103,5 @@ def _chunks(residuals: TokenLossResiduals) -> Iterator[tuple[Any, Array, Any, fl
 
 
 def add(total: Array | None, more: Array | None) -> Array | None:
-    """The sum of two gradients; None is one that is not there."""
+    """The sum of two gradients, of which None is a missing one."""
     return more if total is None or more is None else total + more

@@ -1,9 +1,16 @@
-"""Question answering with T5 models such as UnifiedQA: answers, and how well they are matched."""
+"""Question answering with T5 models such as UnifiedQA: answers, and their scores."""
 
-from topk_np.qa.answers import QAError, answer, prepared
-from topk_np.qa.evaluation import evaluate
-from topk_np.qa.files import Question, read_questions
-from topk_np.qa.scores import exact_match, f1, normalized
+from topk_np.qa.answering import (
+    QAError,
+    Question,
+    answer,
+    evaluate,
+    exact_match,
+    f1,
+    normalized,
+    prepared,
+    read_questions,
+)
 
 __all__ = [
     "QAError",

@@ -1,22 +1,35 @@
-"""What ``python -m topk_np qa`` does."""
+"""
+The program ``python -m topk_np qa``: answer questions, and compare with the paper's numbers.
+
+These are of UnifiedQA with top-k feed-forward layers, without training: Gupta, Dar, Goodman, Ciprut
+and Berant, *Memory-efficient Transformers via Top-k Attention*, 2021, section 4.3 and its appendix,
+arXiv:2106.06899.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 
-from topk_np.experiments.settings import describe
-from topk_np.experiments.tables import markdown
-from topk_np.models.named import load_named
-from topk_np.models.t5_blocks import T5, T5Config, check_ks
-from topk_np.qa.answers import QAError, answer, prepared
-from topk_np.qa.evaluation import Evaluation, evaluate
-from topk_np.qa.files import Question, read_questions
-from topk_np.qa.published import datasets, published_table
-from topk_np.training.params import write_whole
+from topk_np._process import describe_ks, describe_machine, markdown, write_whole
+from topk_np.models.load import load_named
+from topk_np.models.t5 import T5, T5Config, check_ks
+from topk_np.qa.answering import (
+    Evaluation,
+    QAError,
+    Question,
+    answer,
+    evaluate,
+    prepared,
+    read_questions,
+)
+
+FILE = "unifiedqa_zero_shot.csv"  # the paper's numbers
 
 
 def run(
@@ -41,24 +54,25 @@ def run(
     model : str
         The path of a folder with a T5 model, as for `load_model`.
     question, context : str
-        What to answer, and what it is about.
+        The question, and its context.
     file : Path, optional
         Questions in the format of UnifiedQA, in place of one.
     dataset : str, optional
-        Whose published numbers to show, by default that whose name the file's folder has, or all.
+        The dataset whose published numbers are shown; by default the one that the file's folder is
+        named after, or all.
     examples : int, optional
-        The first so many questions of the file, by default all.
+        The number of questions of the file to answer, by default all.
     attention_ks, ffn_ks : sequence of int
         Keys and units to keep in every layer: each of the first with each of the second, and for
         a file dense as well.
     beams, max_tokens : int
         As for `answer`.
     out : Path
-        The JSON file for what was found.
+        The JSON file for answers and scores.
 
     Raises
     ------
-    QAError, ModelError
+    UserError
         With a message of one line.
     """
     if (question is None) == (file is None):
@@ -116,8 +130,6 @@ def _evaluate(
     """Evaluate one model after the other; the file has each as soon as it is known."""
     from tqdm import tqdm
 
-    from topk_np.bench.machine import describe_machine
-
     found: list[Evaluation] = []
     total = len(models) * len(questions)
     with tqdm(total=total, desc="qa", file=sys.stderr, leave=False) as bar:
@@ -136,7 +148,7 @@ def _evaluate(
 
 def _label(model: T5 | Evaluation) -> str:
     """The k of a model in words."""
-    return describe({"attention_k": model.attention_k, "ffn_k": model.ffn_k})
+    return describe_ks({"attention_k": model.attention_k, "ffn_k": model.ffn_k})
 
 
 def _table(found: Sequence[Evaluation]) -> str:
@@ -160,3 +172,52 @@ def _print_published(dataset: str | None, file: Path) -> None:
         dataset = folder
     print("\nPublished, exact match / F1 by feed-forward k (Gupta et al. 2021, other models):\n")
     print(published_table(dataset))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the paper's table."""
+
+    model: str
+    dataset: str
+    d_ff: int
+    k: int
+    """Equal to `d_ff` for the dense model."""
+    exact_match: float
+    f1: float
+
+
+def published() -> list[Published]:
+    """All rows."""
+    with (files("topk_np.qa") / FILE).open(encoding="utf-8") as file:
+        return [
+            Published(
+                row["model"],
+                row["dataset"],
+                int(row["d_ff"]),
+                int(row["k"]),
+                float(row["exact_match"]),
+                float(row["f1"]),
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def datasets() -> list[str]:
+    """Names of the datasets, which are those of UnifiedQA's folders."""
+    return sorted({row.dataset for row in published()})
+
+
+def published_table(dataset: str | None = None, /) -> str:
+    """Exact match and F1 by k: of one dataset, or of all, model by model."""
+    rows = [row for row in published() if dataset in (None, row.dataset)]
+    tables = []
+    for model, width in dict.fromkeys((row.model, row.d_ff) for row in rows):
+        own = [row for row in rows if row.model == model]
+        ks = list(dict.fromkeys(row.k for row in own))
+        head = [model, *("dense" if k == width else f"k = {k}" for k in ks)]
+        cells = {(row.dataset, row.k): f"{row.exact_match} / {row.f1}" for row in own}
+        names = dict.fromkeys(row.dataset for row in own)
+        body = [[name, *(cells.get((name, k), "-") for k in ks)] for name in names]
+        tables.append(markdown(head, body))
+    return "\n\n".join(tables)

@@ -49,6 +49,8 @@ class Workload:
     """True if keys are copied block by block: cast, or laid out as BLAS needs them."""
     whole_rows: bool = False
     """True if a query's scores are needed all at once."""
+    shared: bool = False
+    """True if heads share an input, so that what they add to its gradient has to wait."""
     whole_budget: bool = False
     """True if one task at a time gets the whole budget, as on a device."""
 
@@ -81,6 +83,7 @@ class Workload:
             narrow,
             copied,
             call.ranks_weights and not call.activation.by_element,
+            any(array.shape[:-2] != call.batch.shape for array in call.inputs.values()),
             call.ops.WHOLE_BUDGET,
         )
 
@@ -116,7 +119,8 @@ class Workload:
         block = keys * self.score_matrices * self.itemsize
         hidden = 2 * keys * self.masked
         found = 1.25 * keys + min(keys, 3 * self.slots) * (3 * self.itemsize + 12) + 32
-        found += keys * self.itemsize * self.short
+        if self.short:
+            found = keys * (self.itemsize + 2) + self.slots * (self.itemsize + 20) + 32
         kept = self.slots * ((4 + self.slot_matrices) * self.itemsize + 12)
         kept += self.width * self.itemsize + keys * self.itemsize * self.short
         selecting, adding = rows * max(hidden, found), rows * kept + self._gathered_bytes(rows)
@@ -127,7 +131,9 @@ class Workload:
         """Scratch of one task of the backward pass."""
         products = rows * self.slots * ((3 + self.slot_matrices) * self.itemsize + 12)
         products += rows * self.slots * 24 * self.whole_budget  # where indices are sorted
-        products += rows * self.keys * 2 * self.itemsize * self.short
+        if self.short:  # sampled places, and matrices that are written out
+            products = rows * self.slots * ((2 + self.slot_matrices) * self.itemsize + 8)
+            products += rows * (2 + self.shared) * self.keys * self.itemsize
         return self.held_bytes(rows) + products + self._gathered_bytes(rows)
 
     def held_bytes(self, rows: int) -> int:
@@ -139,7 +145,7 @@ class Workload:
         """Scratch of several heads: what they add to a gradient, copies of keys and values."""
         if heads == 1:
             return 0
-        return (1 + self.narrow) * heads * self.keys * self.width * self.itemsize
+        return (self.shared + 2 * self.narrow) * heads * self.keys * self.width * self.itemsize
 
     def task_bytes(self, rows: int, keys: int, backward: int, heads: int) -> int:
         """Scratch of a task of either pass, by its rows of each head and its heads."""
@@ -154,6 +160,8 @@ class Workload:
 
     def _gathered_bytes(self, rows: int) -> int:
         row = self.slots * self.width // 2 * self.itemsize
+        if self.short:  # nothing is gathered
+            return row
         return max(row, min(tuning.current.gathered_bytes, rows * row))
 
 

@@ -1,11 +1,9 @@
 """
-The self-test: whether the package computes on a device what it computes in NumPy.
+The self-test: the properties of `topk_np.testing` and large problems on a device, and times.
 
-`device` finds the device, `problems` draws what is computed, `checks` says what has to hold,
-`times` compares the kernels with what else there is, and `command` runs and reports it all.
+`device` finds the device and times it; `command` checks it and reports.
 """
 
 from topk_np.selftest.command import run
-from topk_np.selftest.device import DeviceError
 
-__all__ = ["DeviceError", "run"]
+__all__ = ["run"]

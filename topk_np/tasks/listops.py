@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import check_integer
-from topk_np.tasks.baselines import guess_by, guess_majority
-from topk_np.tasks.examples import Examples, Task, padded
+from topk_np.tasks.examples import Examples, Task, guess_by, guess_majority, padded
 
 __all__ = ["ListOpsSettings", "decode", "encode", "evaluate", "listops"]
 
@@ -43,7 +42,7 @@ _FUNCTIONS = tuple(OPERATIONS.values())
 
 @dataclass(frozen=True)
 class ListOpsSettings:
-    """How expressions are drawn.
+    """Settings of the expressions that are drawn.
 
     Attributes
     ----------
@@ -99,7 +98,7 @@ def listops(
     train, validation, test : int
         Examples of each split, at least 1; no expression comes twice.
     seed : int
-        What is drawn from, at least 0.
+        The seed that expressions are drawn from, at least 0.
 
     Returns
     -------

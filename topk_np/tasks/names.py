@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from topk_np._process import UserError
 from topk_np.tasks.examples import Task
 
 # name: module, function, its first argument
@@ -19,12 +20,10 @@ TASKS: dict[str, tuple[str, str, Any]] = {
     "retrieval": ("text", "text_retrieval", 40),
     "pixels": ("pixels", "fashion_mnist", 14),
     "pixels-784": ("pixels", "fashion_mnist", 28),
-    "pathfinder": ("pathfinder", "pathfinder", 32),
-    "pathfinder-16": ("pathfinder", "pathfinder", 16),
 }
 
 
-class MissingDataError(RuntimeError):
+class MissingDataError(UserError, RuntimeError):
     """A task's data are missing or damaged; the message is one line and says what brings them."""
 
 
@@ -35,10 +34,10 @@ def load(name: str, /, *, seed: int = 0, **sizes: int) -> Task:
     Parameters
     ----------
     name : str
-        Such as ``listops``, ``text``, ``retrieval``, ``pixels`` or ``pathfinder``; another name is
-        an error that lists them all.
+        Such as ``listops``, ``text``, ``retrieval`` or ``pixels``; another name is an error that
+        lists them all.
     seed : int
-        What examples or splits are drawn from, at least 0.
+        The seed that examples or splits are drawn from, at least 0.
     **sizes : int
         Examples of each split, `train`, `validation` and `test`; by default the task's own.
 

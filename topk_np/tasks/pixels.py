@@ -7,20 +7,23 @@ Learning Algorithms*, 2017, arXiv:1708.07747.
 
 from __future__ import annotations
 
+import gzip
+import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from topk_np._namespace import check_integer
-from topk_np.models.fetch import cache_folder
-from topk_np.tasks.baselines import guess_majority
-from topk_np.tasks.examples import Examples, Task
-from topk_np.tasks.idx import read_idx
+from topk_np.fetch import cache_folder
+from topk_np.tasks.examples import Examples, Task, guess_majority
 from topk_np.tasks.names import MissingDataError
 
 __all__ = ["fashion_mnist"]
 
+UNSIGNED_BYTES = b"\0\0\x08"  # the only type of IDX file that is read
+GZIP = b"\x1f\x8b"
 DEBIAN = Path("usr/share/datasets/fashion-mnist")  # inside the package dataset-fashion-mnist
 
 
@@ -45,7 +48,7 @@ def fashion_mnist(
     test : int
         Examples of this one, at least 1, drawn from the 10,000 to be judged by.
     seed : int
-        What is drawn from, at least 0.
+        The seed of what is drawn, at least 0.
     folder : path, optional
         Where the four IDX files are, gzipped or not. By default they are looked for in the folder
         fashion-mnist of the cache, and where the Debian package dataset-fashion-mnist puts them.
@@ -81,7 +84,7 @@ def fashion_mnist(
 
 
 def _folder() -> Path:
-    """Where the files are."""
+    """The folder that has the files."""
     cached = cache_folder() / "fashion-mnist"
     for folder in (cached, cached / DEBIAN, "/" / DEBIAN):
         if any(folder.glob("train-images-idx3-ubyte*")):
@@ -129,6 +132,34 @@ def _read_file(folder: Path, name: str, ndim: int) -> np.ndarray[Any, Any]:
             except ValueError as error:
                 raise MissingDataError(str(error)) from error
     raise MissingDataError(f"{folder} must hold {name} or {name}.gz")
+
+
+def read_idx(path: Path, ndim: int, /) -> np.ndarray[Any, Any]:
+    """
+    Read an IDX file of unsigned bytes, gzipped or not: a magic number, sizes, bytes.
+
+    Raises
+    ------
+    ValueError
+        If it is another kind of file, has another number of axes, or is cut short or too long.
+    """
+    data = path.read_bytes()
+    if data.startswith(GZIP):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path} must be a whole gzip file: {error}") from error
+    magic = UNSIGNED_BYTES + bytes([ndim])
+    if data[:4] != magic:
+        raise ValueError(f"{path} must start with {magic.hex()}, got {data[:4].hex()}")
+    start = 4 + 4 * ndim
+    shape = tuple(int.from_bytes(data[place : place + 4], "big") for place in range(4, start, 4))
+    if len(data) != start + math.prod(shape):
+        raise ValueError(
+            f"{path} must have {start + math.prod(shape):,} bytes to hold shape {shape}, "
+            f"got {len(data):,}"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _nearest_mean(train: Examples, test: Examples) -> float:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from topk_np._namespace import check_integer
-from topk_np.tasks.archives import Archive
-from topk_np.tasks.baselines import guess_by, guess_majority
-from topk_np.tasks.examples import Examples, Task, padded
+from topk_np.tasks.examples import Examples, Task, guess_by, guess_majority, padded
 from topk_np.tasks.names import MissingDataError
+from topk_np.tasks.reviews import Archive
 
 __all__ = ["text_classification", "text_retrieval"]
 
@@ -53,7 +52,7 @@ def text_classification(
     train, validation, test : int
         Examples of each split, at least 1; no text comes twice.
     seed : int
-        What is drawn from, at least 0.
+        The seed of what is drawn, at least 0.
     path : path, optional
         The source archive of vaderSentiment 2.5; by default that in the cache folder.
 
@@ -108,12 +107,12 @@ def text_retrieval(
     ----------
     length : int
         Bytes of each half, at least 1: those before and after the middle of a text, which has
-        twice as many or more, so that lengths tell nothing.
+        twice that number or more, so that lengths tell nothing.
     train, validation, test : int
         Examples of each split, at least 1; of every second one, the second half is that of another
         text of the same split.
     seed : int
-        What is drawn from, at least 0.
+        The seed of what is drawn, at least 0.
     path : path, optional
         As in `text_classification`.
 
@@ -146,7 +145,7 @@ def text_retrieval(
 
 
 def _splits(count: int, sizes: dict[str, int], seed: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Places below `count`, as many for each split, none twice."""
+    """Draw distinct places below `count` for each split."""
     sizes = {split: check_integer(split, size, least=1) for split, size in sizes.items()}
     if sum(sizes.values()) > count:
         raise ValueError(

@@ -27,8 +27,8 @@ from topk_np.layers import (
     pool_bwd,
     pool_fwd,
 )
-from topk_np.layers.initial import glorot
-from topk_np.layers.named_norm import init_norm, norm_bwd, norm_fwd
+from topk_np.layers.linear import glorot
+from topk_np.layers.norms import init_norm, norm_bwd, norm_fwd
 from topk_np.training.trees import Tree
 
 
@@ -47,7 +47,7 @@ class Classifier:
     hidden: int = 256
     """Units of a feed-forward layer."""
     block: BlockConfig = field(default_factory=BlockConfig)
-    """How its blocks compute."""
+    """The options of its blocks."""
 
     def init(self, rng: np.random.Generator, /) -> dict[str, Any]:
         """Parameters to start from, float32: matrices as Glorot and Bengio 2010, biases 0."""
@@ -71,7 +71,7 @@ class Classifier:
 
 
 class ClassifierResiduals(NamedTuple):
-    """What `classifier_bwd` needs: what each layer's backward pass needs."""
+    """Residuals for `classifier_bwd`: those of each layer."""
 
     tokens: Any
     positions: Any
@@ -101,11 +101,11 @@ def classifier(
     params : nested dict of arrays
         Such as ``model.init(rng)`` gives.
     model : Classifier
-        What it is.
+        Its sizes.
     lengths : integer array (B,), or (B, 2) for pairs, optional
         Tokens of each sequence without padding; by default all.
     dropout_seed : int, optional
-        What the blocks drop depends on it; nothing is dropped without it, as when a model is used.
+        The seed of dropout in the blocks; by default nothing is dropped, as when a model is used.
 
     Returns
     -------

@@ -21,7 +21,7 @@ class LoRAGrads(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LoRAResiduals:
-    """What `lora_bwd` needs: the factors."""
+    """Residuals for `lora_bwd`: the factors."""
 
     a: Array = field(repr=False)
     b: Array = field(repr=False)
@@ -42,7 +42,7 @@ def lora_init(weight: Array, rng: np.random.Generator, /, *, rank: int) -> tuple
     weight : array (F, E)
         The matrix.
     rng : numpy.random.Generator
-        What `a` is drawn from.
+        The generator that `a` is drawn from.
     rank : int
         Rows of `a` and columns of `b`: the most that the update's rank can be.
 

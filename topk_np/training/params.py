@@ -1,11 +1,10 @@
-"""Parameters in files: safetensors, written at once or not at all, and checked when read."""
+"""Parameters in safetensors files, written whole or not at all, and checked when read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from array_api_compat import device
 
 from topk_np._namespace import Array, array_namespace, dtype_name, to_numpy
+from topk_np._process import UserError, write_whole
 from topk_np.training.trees import Tree, flatten, unflatten
 
 DTYPES = {
@@ -33,11 +33,11 @@ DTYPES = {
 }
 HASH = "topk_np.sha256"
 WRITER = {"writer": "topk_np"}  # a file that says so must have a hash
-UNKNOWN = "0" * 64  # what stands for the hash while it is computed
+UNKNOWN = "0" * 64  # stands for the hash while it is computed
 
 
-class ParamsError(ValueError):
-    """A file of parameters that is damaged, or not what was asked for; one line says what."""
+class ParamsError(UserError, ValueError):
+    """The error of a file of parameters that is damaged or unexpected, in one line."""
 
 
 def save_params(
@@ -46,8 +46,8 @@ def save_params(
     """
     Save a nested dict of arrays as a safetensors file.
 
-    The file is written beside its place and then moved there: whoever reads it, also after a crash
-    or a full disk, finds the old file or the new one, whole.
+    The file is written next to its place and then moved there, so that a reader finds the old file
+    or the new one, whole, even after a crash or on a full disk.
 
     Parameters
     ----------
@@ -110,28 +110,28 @@ def load_params(
     path : path
         From `save_params`, or any other safetensors file.
     like : nested dict of arrays, optional
-        What is expected: names, shapes and dtypes must agree, and the arrays go to the library and
-        device of these. By default anything is taken, as NumPy arrays.
+        The expected names, shapes and dtypes, and the library and device for the arrays. By default
+        any file is taken, as NumPy arrays.
 
     Returns
     -------
     params : nested dict of arrays
         In the order of `like`, or by name.
     metadata : dict of str to str
-        What `save_params` was given.
+        The metadata that `save_params` was given.
 
     Raises
     ------
     ParamsError
-        If the file is cut off or damaged, was changed since `save_params` wrote it, or is not what
-        `like` expects.
+        If the file is cut off or damaged, was changed since `save_params` wrote it, or does not
+        agree with `like`.
     OSError
         If it cannot be read.
 
     Notes
     -----
-    Holds the file and its arrays at once. Whoever changes a file on purpose can change the hash
-    as well: it is there to find damage.
+    Holds the file and its arrays at once. The hash finds damage, not forgery, since it can be
+    changed together with the file.
 
     Examples
     --------
@@ -144,10 +144,10 @@ def load_params(
     topk_np.training.params.ParamsError: norm.safetensors: scale must have shape (3,) and dtype \
 float64, got (2,) and float64
     """
-    data = Path(path).read_bytes()
     try:
-        arrays, metadata = _parse(data)
-        _check_hash(data, metadata)
+        tensors, metadata = read_tensors(Path(path))
+        _check_hash(Path(path), metadata)
+        arrays: dict[str, Array] = {name: tensor.copy() for name, tensor in tensors.items()}
         if like is not None:
             arrays = _fit(arrays, flatten(like))
         tree = unflatten(arrays)
@@ -156,20 +156,63 @@ float64, got (2,) and float64
     return tree, {name: text for name, text in metadata.items() if name not in (HASH, *WRITER)}
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, whose arrays are neither read nor checked."""
+def read_metadata(path: Path, /) -> dict[str, str]:
+    """The metadata of a safetensors file, whose hash is not checked."""
+    try:
+        return read_tensors(path)[1]
+    except ValueError as error:
+        raise ParamsError(f"{path}: {error}") from error
+
+
+def read_tensors(path: Path, /) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """
+    Map the tensors of a safetensors file into memory.
+
+    Returns
+    -------
+    tensors : dict of str to array
+        Read-only views of the file, ordered by name; copies where the layout is not aligned.
+    metadata : dict of str to str
+        The metadata of the file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    ValueError
+        If it is cut off or damaged, or holds a dtype other than those of `DTYPES`.
+
+    Notes
+    -----
+    The package ``safetensors`` parses the header and checks that the tensors fill the file.
+    """
     from safetensors import SafetensorError, safe_open
 
+    if not path.stat().st_size:  # a length that nothing can map
+        raise ValueError("cut off, damaged or not a safetensors file (it is empty)")
+    whole = np.asarray(np.memmap(path, np.uint8, mode="r"))
     try:
-        with safe_open(path, "np") as file:
-            found: dict[str, str] = file.metadata() or {}
+        with safe_open(path, "np") as checked:
+            metadata: dict[str, str] = checked.metadata() or {}
     except SafetensorError as error:
-        raise ParamsError(f"{path}: damaged or not a safetensors file ({error})") from error
-    return found
+        raise ValueError(f"cut off, damaged or not a safetensors file ({error})") from error
+    # The package copies what it reads; where the tensors lie, the header says.
+    length = int.from_bytes(whole[:8].tobytes(), "little")
+    header, data = json.loads(whole[8 : 8 + length].tobytes()), whole[8 + length :]
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in sorted(header.items()):
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name} has dtype {entry['dtype']}, allowed are {', '.join(DTYPES)}")
+        if entry["dtype"] == "BF16":
+            import ml_dtypes  # noqa: F401  makes the name known to NumPy
+        flat = data[slice(*entry["data_offsets"])].view(DTYPES[entry["dtype"]])
+        tensors[name] = np.require(flat.reshape(entry["shape"]), requirements=["A"])
+    return tensors, metadata
 
 
 def _plain(name: str, array: Array) -> np.ndarray:
-    """An array as safetensors takes it: NumPy's, of one block, and of a dtype that it knows."""
+    """An array as safetensors takes it: NumPy's, contiguous, and of a dtype that it knows."""
     try:
         array_namespace(array)
     except TypeError as error:
@@ -183,31 +226,12 @@ def _plain(name: str, array: Array) -> np.ndarray:
     return np.asarray(plain, dtype_name(array), order="C")
 
 
-def _parse(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays by name, and the metadata, of the bytes of a file."""
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        found = deserialize(data)  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        raise ValueError(f"cut off, damaged or not a safetensors file ({error})") from error
-    arrays = {}
-    for name, tensor in sorted(found):
-        if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"{name} has the unknown dtype {tensor['dtype']}")
-        dtype = DTYPES[tensor["dtype"]]
-        if dtype == "bfloat16":
-            import ml_dtypes  # noqa: F401  makes the name known to NumPy
-        arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"]).copy()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return arrays, header.get("__metadata__", {})
-
-
-def _check_hash(data: bytes, metadata: dict[str, str]) -> None:
-    """Check the hash of a file of ours."""
+def _check_hash(path: Path, metadata: dict[str, str]) -> None:
+    """Check the hash of a file that `save_params` wrote."""
     digest = metadata.get(HASH)
     if digest is None and not WRITER.items() <= metadata.items():
         return  # another program's
+    data = path.read_bytes()
     start = -1 if digest is None else _hash_place(data, digest)
     zeroed = data[:start] + UNKNOWN.encode() + data[start + len(UNKNOWN) :]
     if start < 0 or hashlib.sha256(zeroed).hexdigest() != digest:
@@ -215,7 +239,7 @@ def _check_hash(data: bytes, metadata: dict[str, str]) -> None:
 
 
 def _hash_place(data: bytes, digest: str) -> int:
-    """Where the hash lies in a file, -1 if nowhere."""
+    """The place of the hash in a file, -1 if it is not there."""
     key = f'"{HASH}":"'.encode()
     start = data.find(key + digest.encode() + b'"')
     return start if start < 0 else start + len(key)
@@ -240,16 +264,3 @@ def _fit(arrays: dict[str, Array], like: dict[str, Array]) -> dict[str, Array]:
             got = array_namespace(model).asarray(got, device=device(model))
         fitted[name] = got
     return fitted
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a file in its place, whole."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -136,7 +136,7 @@ def _warmth(step: int, warmup: int) -> float:
 
 
 def _progress(step: int, steps: int, warmup: int) -> float:
-    """How much of the way after the warm-up lies behind, from 0 to 1."""
+    """The part of the steps after the warm-up that is done, from 0 to 1."""
     if step < min(warmup, steps):
         return 0.0
     return 1.0 if step >= steps else (step - warmup) / (steps - warmup)

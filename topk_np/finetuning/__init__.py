@@ -1,1 +1,0 @@
-"""Fine-tuning of language models: texts, steps and the command, on the loop of `training`."""
