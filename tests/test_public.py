@@ -264,3 +264,16 @@ def test_nothing_above_the_engines_asks_for_the_array_library() -> None:
             assert not names & {"is_numpy", "is_cupy", "is_portable"}, name
             engines = {other for other in imported(name, nodes) if ".kernels." in other}
             assert engines <= {"topk_np.kernels.tuning"}, name
+
+
+def test_no_docstring_opens_with_a_clause_that_has_no_subject() -> None:
+    """ "What it does" is no sentence: a docstring opens with a noun phrase or a verb."""
+    headless = re.compile(r"(What|How|Whether|Where|Which|Who|When)\b")
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+                docstring = ast.get_docstring(node) or ""
+                if headless.match(docstring):
+                    found.append(f"{path.relative_to(PACKAGE)}: {docstring.splitlines()[0]}")
+    assert found == []

@@ -96,7 +96,7 @@ def _unit(x: Array) -> tuple[Array, Array]:
 
 
 def _unit_bwd(x: Array, dunit: Array) -> Array:
-    """What is along a row changes its length alone, which is lost."""
+    """The gradient across a row alone: along it, only the length changes, which is lost."""
     xp = array_namespace(x)
     unit, length = _unit(x)
     across = dunit - unit * xp.sum(unit * dunit, axis=-1, keepdims=True)

@@ -84,7 +84,7 @@ class LinearCall:
 
     @property
     def mask(self) -> Mask | None:
-        """What hides keys; None if nothing does."""
+        """The mask of keys; None if there is none."""
         masks = (option for option in self.attention.options if isinstance(option, Mask))
         return next(masks, None)
 

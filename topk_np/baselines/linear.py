@@ -23,7 +23,7 @@ from topk_np.baselines.features import FeatureMap
 
 
 class Gate(NamedTuple):
-    """What is forgotten at each key: the sums so far are multiplied by the gate."""
+    """The gate of each key, by which the sums so far are multiplied."""
 
     values: Array
     """(N, 1): from 0 to 1."""
@@ -63,7 +63,7 @@ class State(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What the queries of a block read."""
+    """The sums that the queries of a block read."""
 
     seen: Array
     """(C, n) bool: by position."""
@@ -159,7 +159,7 @@ class LinearHeads:
         return State(carried + added, top)
 
     def read(self, phi: Array, queries: slice, keys: Keys, rows: slice, state: State) -> Read:
-        """What queries read from the state and from the keys of their own block."""
+        """Read the sums for queries: from the state, and from the keys of their own block."""
         xp, first = self.xp, min(self.first, self.key.shape[-2])
         place = xp.arange(queries.start + first, queries.stop + first, device=device(phi))
         seen = place[:, None] >= xp.arange(rows.start, rows.stop, device=device(phi))[None, :]
@@ -215,7 +215,7 @@ def make_heads(
 
 
 def smallest_gate(xp: Namespace, dtype: Any) -> float:
-    """What a gate of 0 counts as, so that a gradient can be divided by it."""
+    """The number that a gate of 0 counts as, so that a gradient can be divided by it."""
     return 1e-150 if dtype == xp.float64 else 1e-30
 
 

@@ -79,7 +79,9 @@ def _divided_bwd(heads: LinearHeads, read: Read, dout: Array) -> Array:
     out, below = heads.divided(read.sums)
     dbelow = -xp.sum(dout * out, axis=-1, keepdims=True) / below
     dbelow = xp.where(read.sums[..., -1:] < heads.least, xp.zeros_like(dbelow), dbelow)
-    return xp.concat([dout / below, dbelow], axis=-1)
+    dsums = xp.concat([dout / below, dbelow], axis=-1)
+    # A query that sees no key has sums of 0: its gradient, divided by the least, may overflow.
+    return xp.where(read.sums[..., -1:] == 0, xp.zeros_like(dsums), dsums)
 
 
 def _forgotten_later(

@@ -23,7 +23,7 @@ class PerformerGrads(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PerformerResiduals:
-    """What `performer_attention_bwd` needs: the inputs and the random vectors."""
+    """The inputs and the random vectors, for `performer_attention_bwd`."""
 
     call: LinearCall
 

@@ -25,7 +25,7 @@ class RFAGrads(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RFAResiduals:
-    """What `rfa_attention_bwd` needs: the inputs and the random vectors."""
+    """The inputs and the random vectors, for `rfa_attention_bwd`."""
 
     call: LinearCall
 

@@ -126,10 +126,11 @@ def _weigh(call: Call, chunk: Chunk, scratch: dict[str, Array]) -> _Weighed:
     activated = call.activation.value(scores, ops)
     weights = activated if linear is None else activated * linear
     factors = None
+    places = xp.arange(keys.start, keys.stop, dtype=xp.int64, device=device(scores))
     for option in call.options:
-        places = xp.arange(keys.start, keys.stop, dtype=xp.int64, device=device(scores))
         own = option.factors(chunk, places[None, None, :], call.dtype)
-        factors = own if factors is None else factors
+        if own is not None:
+            factors = own if factors is None else factors * own
     if factors is not None:
         weights = weights * factors
     weights = ops.zero_hidden(weights, scores)

@@ -37,7 +37,7 @@ class AttentionGrads(NamedTuple):
 @dataclass(frozen=True)
 class Residuals:
     """
-    What `topk_attention_bwd` needs: the inputs, and K scores and K indices a query.
+    The inputs, and K scores and K indices a query, for `topk_attention_bwd`.
 
     All are lazy: gradients that are computed later than the output compute the forward pass again,
     unless ``residuals.persist()`` has been called.
@@ -299,7 +299,7 @@ def topk_attention_bwd(residuals: Residuals, dout: da.Array, /) -> AttentionGrad
         return total(parts, query.dtype)
 
     def scattered(matrices: dict[tuple[int, ...], Any], rows: Grid) -> Callable[..., Any]:
-        """What a block of keys gets from all queries."""
+        """The gradient that a block of keys gets from all queries."""
 
         def of_keys(place: tuple[int, ...], j: int) -> Any:
             span = on_keys.starts[j], on_keys.sizes[j]

@@ -1,4 +1,4 @@
-"""How arrays are cut into blocks, which blocks meet, and how results of blocks come together."""
+"""The grid of blocks: how arrays are cut, which blocks meet, how results come together."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Grid:
         return [(i, self.starts[i]) for i in np.flatnonzero(chosen).tolist() or [0]]
 
     def map(self, function: Callable[[tuple[int, ...], int], Any]) -> dict[tuple[int, ...], Any]:
-        """What a function makes of each place among the leading axes and number of a block."""
+        """Call a function with each place among the leading axes and each number of a block."""
         return {at: function(at[:-1], at[-1]) for at in np.ndindex(self.delayed.shape)}
 
     def assemble(
@@ -65,7 +65,7 @@ class Grid:
 def meeting(
     queries: Grid, keys: Grid, offset: int, left: int | None, right: int | None
 ) -> np.ndarray[Any, Any]:
-    """Which blocks of queries may attend to which blocks of keys, as far as positions say."""
+    """The blocks of keys that each block of queries may attend to, as far as positions say."""
     first = np.array(queries.starts, object)[:, None] + offset  # of any size
     last = first + np.array(queries.sizes, object)[:, None] - 1
     start = np.array(keys.starts, object)

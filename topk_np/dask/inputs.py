@@ -1,4 +1,4 @@
-"""What the functions over Dask arrays take, checked and chunked alike."""
+"""The arguments of the functions over Dask arrays, checked and chunked alike."""
 
 from __future__ import annotations
 

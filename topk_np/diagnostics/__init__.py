@@ -1,5 +1,5 @@
 """
-What top-k attention keeps of dense attention, measured and drawn.
+Measurements and pictures of what top-k attention keeps of dense attention.
 
 Nothing of size Q x N is made. Dropout is ignored everywhere: what is measured and drawn are the
 softmax's weights, as they are at inference.

@@ -1,4 +1,4 @@
-"""How far top-k attention can be from dense attention."""
+"""A bound on the distance of top-k attention from dense attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def error_bound(
     **options: Unpack[AttentionOptions],
 ) -> Array:
     """
-    How far top-k attention can be from dense attention at most, for each query.
+    Bound the distance of top-k attention from dense attention, for each query.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ def matrices_of(
     attention: Any, head: tuple[int, ...]
 ) -> tuple[Iterator[Any], tuple[int, int], int]:
     """
-    What `plot_attention` was given, as matrices of NumPy or SciPy.
+    The argument of `plot_attention`, as matrices of NumPy or SciPy.
 
     One for each head that the mean is taken over, made when its turn comes; the shape of each, and
     how many there are.

@@ -35,7 +35,7 @@ def each_chunk(
 
 
 def set_aside(call: Call, chunk: Chunk, weights: Array) -> tuple[Array, Array]:
-    """What the keys always kept hold of weights (G, C, n); the weights with 0 in their place."""
+    """The share that the keys always kept have of weights (G, C, n), and the weights without it."""
     if call.always is None:
         return zeros(call.xp, tuple(weights.shape[:2]), call.dtype, weights), weights
     xp = call.xp

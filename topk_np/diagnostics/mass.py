@@ -1,4 +1,4 @@
-"""How much of the dense softmax weights the kept keys hold."""
+"""The share of the dense softmax weights that the kept keys hold."""
 
 from __future__ import annotations
 

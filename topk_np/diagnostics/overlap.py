@@ -1,4 +1,4 @@
-"""How many of the keys that one selection keeps another keeps too."""
+"""The share of the keys of one selection that another keeps too."""
 
 from __future__ import annotations
 

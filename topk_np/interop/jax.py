@@ -139,7 +139,7 @@ def _differentiable(run: _Run) -> Any:
 
 
 def _on_host(function: Callable[..., Any], shape: Callable[[], Any], *arrays: Any) -> Any:
-    """What `function` makes of the arrays: at once, or where JAX traces once they are known."""
+    """The result of `function`: at once, or, where JAX traces, once the arrays are known."""
     if any(isinstance(array, jax.core.Tracer) for array in jax.tree.leaves(arrays)):
         return jax.pure_callback(function, shape(), *arrays, vmap_method="sequential")
     return jax.tree.map(jnp.asarray, function(*arrays))

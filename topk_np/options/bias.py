@@ -41,19 +41,19 @@ class ArrayBias(Option):
         return scores
 
     def add_gradients(
-        self, grads: Any, chunk: Chunk, dscores: Array, indices: Array, ops: Engine
+        self, grads: Any, chunk: Chunk, dkept: Array, indices: Array, ops: Engine
     ) -> None:
         """See `Option`."""
-        xp, (height, width) = array_namespace(dscores), self.array.shape[-2:]
+        xp, (height, width) = array_namespace(dkept), self.array.shape[-2:]
         if width == 1:
-            self._add_rows(grads, chunk, xp.sum(dscores, axis=2, keepdims=True), 0)
+            self._add_rows(grads, chunk, xp.sum(dkept, axis=2, keepdims=True), 0)
         elif height != 1:
-            grads.add_slots("bias", chunk.rows.start, dscores, indices)
+            grads.add_slots("bias", chunk.rows.start, dkept, indices)
         else:
-            where = {"dtype": dscores.dtype, "device": device(dscores)}
-            ones = xp.ones((*dscores.shape[:2], 1), **where)
-            total = xp.zeros((dscores.shape[0], width, 1), **where)
-            total = ops.scatter_matmul(dscores, ops.pattern(indices, width), ones, total)
+            where = {"dtype": dkept.dtype, "device": device(dkept)}
+            ones = xp.ones((*dkept.shape[:2], 1), **where)
+            total = xp.zeros((dkept.shape[0], width, 1), **where)
+            total = ops.scatter_matmul(dkept, ops.pattern(indices, width), ones, total)
             grads.add_rows("bias", 0, xp.matrix_transpose(total))
 
     def add_dense_gradients(self, grads: Any, chunk: Chunk, keys: slice, dscores: Array) -> None:

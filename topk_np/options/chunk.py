@@ -133,7 +133,7 @@ class Option:
         return None
 
     def add_gradients(
-        self, grads: Any, chunk: Chunk, dscores: Array, indices: Array, ops: Engine
+        self, grads: Any, chunk: Chunk, dkept: Array, indices: Array, ops: Engine
     ) -> None:
         """Add to `grads` what follows from the gradient of the kept scores (G, C, K)."""
 

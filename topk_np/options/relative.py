@@ -168,17 +168,17 @@ class TableBias(Option):
         return scores
 
     def add_gradients(
-        self, grads: Any, chunk: Chunk, dscores: Array, indices: Array, ops: Engine
+        self, grads: Any, chunk: Chunk, dkept: Array, indices: Array, ops: Engine
     ) -> None:
         """See `Option`."""
-        xp, where = array_namespace(dscores), {"dtype": dscores.dtype, "device": device(dscores)}
-        distances = xp.astype(indices, xp.int64) - self.positions.column(chunk, dscores)
+        xp, where = array_namespace(dkept), {"dtype": dkept.dtype, "device": device(dkept)}
+        distances = xp.astype(indices, xp.int64) - self.positions.column(chunk, dkept)
         buckets = xp.astype(self.buckets(distances), xp.int32)
         # Many slots of a row may share a bucket: a row each.
-        heads, count = dscores.shape[0], self.array.shape[-2]
-        slots = (heads, dscores.shape[1] * dscores.shape[2], 1)
+        heads, count = dkept.shape[0], self.array.shape[-2]
+        slots = (heads, dkept.shape[1] * dkept.shape[2], 1)
         total = ops.scatter_matmul(
-            xp.reshape(dscores, slots),
+            xp.reshape(dkept, slots),
             ops.pattern(xp.reshape(buckets, slots), count),
             xp.ones(slots, **where),
             xp.zeros((heads, count, 1), **where),

@@ -24,8 +24,9 @@ MOST_TASKS = 8  # run at once; the memory budget is shared by as many
 # and comparing a block of scores with a value for each row takes half the time.
 BUFFER_ELEMENTS = 512
 
-# What the C library may keep of the memory of a call for the next, half of it.
-FREED_BYTES = 2**24
+# The C library keeps freed memory for the next call, which saves page faults, up to twice the
+# largest block that it has seen freed. A block that is never written to will do.
+np.empty(2**24, np.int8)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -239,9 +240,6 @@ def _touch_packing_buffer(worker: int) -> None:
     Its buffers stay for the life of the process; there is one for each thread that computes.
     """
     np.ones((128, 384), np.float32) @ np.ones((384, 384), np.float32)
-    # The C library gives freed memory back to the system, and page faults are what that costs, from
-    # twice the largest block on that it has seen freed: a block that is never written to will do.
-    np.empty(FREED_BYTES, np.int8)
 
 
 def _set_threads(library: Any, threads: int) -> None:

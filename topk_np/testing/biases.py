@@ -38,7 +38,7 @@ BIAS_FUNCTIONS = (
 
 def added(bias: Any, position: np.ndarray, key: np.ndarray) -> np.ndarray:
     """
-    What a bias adds to the scores, in float64: (..., Q, N), or what broadcasts to as much.
+    The numbers that a bias adds to the scores, in float64; they broadcast to (..., Q, N).
 
     The queries are at `position` (..., Q, 1), the keys at `key` (N,).
     """

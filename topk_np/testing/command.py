@@ -1,4 +1,4 @@
-"""What ``python -m topk_np check`` does."""
+"""The work of ``python -m topk_np check``."""
 
 from __future__ import annotations
 

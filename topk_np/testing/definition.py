@@ -17,7 +17,7 @@ from topk_np.testing.problems import AttentionProblem
 
 
 class Solution(NamedTuple):
-    """What attention gives."""
+    """The results of attention."""
 
     out: np.ndarray
     """(..., Q, V)"""
@@ -110,7 +110,7 @@ def allowed_pairs(problem: AttentionProblem) -> np.ndarray:
 
 
 def _choose(problem: AttentionProblem, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which keys are kept, and of which queries that is clear."""
+    """The keys that are kept, and the queries for which that is clear."""
     allowed = scores != -np.inf
     p = problem.options.get("p", 1)
     if problem.k is None and p == 1:

@@ -123,7 +123,7 @@ def gate(subject: FFN, problem: FFNProblem) -> None:
 
 
 def all_kept(subject: FFN, problem: FFNProblem) -> None:
-    """Where k is the number of units or more, the output is that of the dense layer."""
+    """The output is that of the dense layer where k is the number of units or more."""
     _agrees(subject, problem.given(k=len(problem.keys)))
     _agrees(subject, problem.given(k=len(problem.keys) + 3))
 

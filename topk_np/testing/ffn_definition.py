@@ -47,13 +47,13 @@ class FFNProblem(Printed):
 
     @property
     def score_error(self) -> float:
-        """What the sizes of two units may be off by, together."""
+        """The most that the sizes of two units may be off by, together."""
         width = self.x.shape[-1]
         return float(8 * (width + 4) * EPSILON[self.x.dtype.name] * self.score**2)
 
     def tolerance(self, name: str) -> float:
         """
-        What a result may be off by: "out", or the gradient of an argument.
+        The most that a result may be off by: "out", or the gradient of an argument.
 
         A score errs by (D + 2) u of S, the largest; activations and their derivatives have slopes
         below 2, and a gate makes a product of two scores of it, hence S squared. What is summed
@@ -78,7 +78,7 @@ class FFNProblem(Printed):
 
 
 class FFNSolution(NamedTuple):
-    """What the layer gives."""
+    """The results of the layer."""
 
     out: np.ndarray
     """(..., V)"""
@@ -155,7 +155,7 @@ def activate(name: str, s: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, An
 
 
 def _choose(ranks: np.ndarray, k: int | None, slack: float) -> tuple[np.ndarray, np.ndarray]:
-    """Which units are kept, and of which tokens that is clear."""
+    """The units that are kept, and the tokens for which that is clear."""
     if k is None:
         return np.ones(ranks.shape, bool), np.ones(ranks.shape[:-1], bool)
     order = np.argsort(-ranks, axis=-1, kind="stable")  # the lower index first among equals

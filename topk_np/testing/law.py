@@ -39,11 +39,11 @@ class Law(Generic[Kind]):
 
     @property
     def statement(self) -> str:
-        """What has to hold."""
+        """The statement that has to hold."""
         return " ".join((self.holds.__doc__ or "").split())
 
     def lacking(self, subject: Kind) -> str:
-        """What the implementation would need for the property to apply; empty if nothing."""
+        """The options that the property needs and the implementation lacks; empty if none."""
         missing = [name for name in self.needs if not subject.has(name)]
         if missing:
             return f"it has no option {', '.join(missing)}"

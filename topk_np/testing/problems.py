@@ -59,7 +59,7 @@ class AttentionProblem(Printed):
 
     @property
     def k(self) -> int | None:
-        """How many keys a query keeps at most; None: all."""
+        """The most keys that a query keeps; None: all."""
         k: int | None = self.options.get("k", self.options.get("max_k"))
         return k
 
@@ -91,7 +91,7 @@ class AttentionProblem(Printed):
 
     def tolerance(self, name: str) -> float:
         """
-        What a result may be off by: of "out", "lse", "query", "key", "value" or "bias".
+        The most that a result may be off by: of "out", "lse", "query", "key", "value" or "bias".
 
         With S the largest score, D terms a product and u = eps / 2, a score errs by (D + 2) S u,
         and so its weight by 2 (D + 2) S u + (N + 8) u of itself: the exponential, the sum of N,
@@ -124,7 +124,7 @@ class AttentionProblem(Printed):
 
     @property
     def score_error(self) -> float:
-        """What two computed scores of one query may be off by, together."""
+        """The most that two computed scores of one query may be off by, together."""
         query, key, _ = map(_largest, self.arrays)
         width = self.query.shape[-1]
         score = abs(self.scale) * width * query * key + _largest(self.bias)

@@ -37,7 +37,7 @@ class Property:
 
 @dataclass(frozen=True)
 class Result:
-    """How a property went."""
+    """The outcome of a property."""
 
     name: str
     status: Status
@@ -61,7 +61,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """How all properties went; printed it is one paragraph each and a line at the end."""
+    """The outcome of all properties; printed, a paragraph for each and a line at the end."""
 
     results: tuple[Result, ...]
 
@@ -75,7 +75,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no property failed."""
+        """True if no property failed."""
         return not self.names("failed")
 
     def __str__(self) -> str:

@@ -147,7 +147,7 @@ def attention_problems(
 def _values(
     problem: AttentionProblem, queries: Rows, keys: Rows
 ) -> dict[str, Callable[[], st.SearchStrategy[Any]]]:
-    """What each option may be for a problem."""
+    """The values that each option may have for a problem."""
     dtype = problem.query.dtype
     side = st.none() | st.integers(0, problem.keys)
 

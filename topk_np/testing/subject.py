@@ -100,11 +100,11 @@ class Subject:
 
     @property
     def differentiable(self) -> bool:
-        """Whether there is a way to its gradients."""
+        """True if there is a way to its gradients."""
         return self.bwd is not None or self.library.differentiate is not None
 
     def has(self, *names: str) -> bool:
-        """Whether it has all of these options."""
+        """True if it has all of these options."""
         return self.options.issuperset(names)
 
     def put(self, arrays: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
@@ -116,7 +116,7 @@ class Subject:
         return {name: self.library.value(value) for name, value in options.items()}
 
     def call(self, arrays: tuple[np.ndarray, ...], options: dict[str, Any]) -> Any:
-        """What the implementation returns, in its library."""
+        """Call the implementation, with arrays of its library."""
         inputs, keywords = self.put(arrays), self.keywords(options)
         with calling():
             return self.function(*inputs, **keywords)

@@ -88,7 +88,7 @@ def check_vjp(
     weights = to_numpy(dout).astype(np.float64)
 
     def terms(i: int, moved: Array) -> np.ndarray:
-        """What the loss is summed from with another array in place i."""
+        """The terms of the loss, with another array in place i."""
         found = fwd(*arrays[:i], moved, *arrays[i + 1 :], **options)[0]
         return np.asarray(weights * _to_wide(found))
 

@@ -34,7 +34,7 @@ def dropout_share(subject: Attention, problem: AttentionProblem) -> None:
 
 
 def dropout_chunks(subject: Attention, problem: AttentionProblem) -> None:
-    """What is dropped does not depend on the chunk size."""
+    """The weights that are dropped do not depend on the chunk size."""
     whole = problem.without("chunk_size")
     if not np.array_equal(_dropped(subject, problem), _dropped(subject, whole)):
         raise AssertionError("other weights are dropped than without the option")

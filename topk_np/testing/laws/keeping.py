@@ -14,7 +14,7 @@ from topk_np.testing.problems import AttentionProblem
 
 
 def all_kept(subject: Attention, problem: AttentionProblem) -> None:
-    """Where k is the number of keys or more, the output is that of dense attention."""
+    """The output is that of dense attention where k is the number of keys or more."""
     agrees(subject, problem.given(k=problem.keys))
     agrees(subject, problem.given(k=problem.keys + 3))
 

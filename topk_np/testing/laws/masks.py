@@ -94,7 +94,7 @@ class HidesKeys(Law[Attention]):
     """A law for who has one of two options."""
 
     def lacking(self, subject: Attention) -> str:
-        """What the implementation would need for the property to apply; empty if nothing."""
+        """The options that the property needs and the implementation lacks; empty if none."""
         if subject.has("mask") or subject.has("key_lengths"):
             return super().lacking(subject)
         return "it has neither option mask nor key_lengths"
