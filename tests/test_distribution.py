@@ -47,7 +47,7 @@ def test_an_installed_wheel_holds_the_package_and_its_plugin_alone(
 
 def test_an_installed_wheel_has_what_is_no_python(installed: list[PackagePath]) -> None:
     others = {file.as_posix() for file in installed if file.suffix not in (".py", ".pyc")}
-    kernels = ("common.cuh", "products.cu", "select.cu", "softmax.cu")
+    kernels = ("common.cuh", "hide.cu", "products.cu", "select.cu", "softmax.cu")
     assert "topk_np/py.typed" in others
     assert {name for name in others if "/kernels/" in name} == {
         f"topk_np/kernels/cuda/{name}" for name in kernels
