@@ -152,6 +152,8 @@ def pattern(indices: Array, keys: int) -> Any:
 
 def take_slots(matrix: Array, indices: Array) -> Array:
     """(G, C, K): ``matrix[g, i, indices[g, i, j]]``, 0 in unused slots."""
+    if matrix.shape[2] == 0:
+        return cupy.zeros(indices.shape, matrix.dtype)
     return _take(matrix, cupy.ascontiguousarray(indices))
 
 
